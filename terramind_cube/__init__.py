@@ -1,0 +1,1 @@
+"""TerraMind as a tool of the xarray world."""
