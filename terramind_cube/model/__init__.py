@@ -1,1 +1,7 @@
-"""model"""
+"""TerraMind in PyTorch: the transformer, the tokenizers, their weights and sampling."""
+
+from __future__ import annotations
+
+from terramind_cube.model.loading import load_model, load_tokenizer
+
+__all__ = ["load_model", "load_tokenizer"]

@@ -1,0 +1,185 @@
+"""The blocks that TerraMind's networks are made of, bottom up.
+
+Tensor names and shapes are those of the released checkpoints. Shapes in comments: B batch, N tokens,
+M context tokens, D width, H heads, K head width. Source: arXiv 2504.11171, section 3; the two-stream
+decoder block is that of 4M (arXiv 2312.06647).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "Attention",
+    "CrossAttention",
+    "DecoderBlock",
+    "EncoderBlock",
+    "GatedMlp",
+    "LayerNorm",
+    "Mlp",
+    "compute_precision",
+    "interpolate_positions",
+    "sincos_positions_1d",
+    "sincos_positions_2d",
+]
+
+NORM_EPSILON = 1e-6
+
+
+def compute_precision(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Return the context in which matrix products are computed in `dtype`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with a learned scale and a bias that is saved but never trained."""
+
+    bias: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.register_buffer("bias", torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis; shape is kept."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPSILON)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, dim: int, hidden: int, bias: bool, activation: str = "gelu") -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.is_tanh = activation == "tanh"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., D] to [..., D]."""
+        hidden = self.fc1(x)
+        return self.fc2(hidden.tanh() if self.is_tanh else F.gelu(hidden))  # type: ignore[no-any-return]
+
+
+class GatedMlp(nn.Module):
+    """SwiGLU: the second branch, through SiLU, gates the first (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.fc3 = nn.Linear(dim, hidden, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., D] to [..., D]."""
+        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))  # type: ignore[no-any-return]
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.view(*x.shape[:-1], heads, -1).transpose(-3, -2)  # (B, N, H*K) -> (B, H, N, K)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    return x.transpose(-3, -2).flatten(-2)  # (B, H, N, K) -> (B, N, H*K)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; rows of `qkv` are queries, keys, values, each head-major."""
+
+    def __init__(self, dim: int, heads: int, bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within x, (B, N, D) to (B, N, D)."""
+        q, k, v = (_split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(_merge_heads(attended))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to a context; rows of `kv` are keys, values."""
+
+    def __init__(self, dim: int, heads: int, bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim, bias=bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim, bias=bias)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Attend from x (B, N, D) to context (B, M, D); returns (B, N, D)."""
+        q = _split_heads(self.q(x), self.heads)
+        k, v = (_split_heads(part, self.heads) for part in self.kv(context).chunk(2, dim=-1))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(_merge_heads(attended))  # type: ignore[no-any-return]
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer block. `norm` is the class of its two normalisations."""
+
+    def __init__(
+        self, dim: int, heads: int, bias: bool, mlp: nn.Module, norm: type[nn.Module] = LayerNorm
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm(dim)
+        self.attn = Attention(dim, heads, bias)
+        self.norm2 = norm(dim)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, N, D) to (B, N, D)."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm block of self-attention, attention to the encoder's context, and MLP."""
+
+    def __init__(self, dim: int, heads: int, bias: bool, mlp: nn.Module) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim)
+        self.self_attn = Attention(dim, heads, bias)
+        self.cross_attn = CrossAttention(dim, heads, bias)
+        self.query_norm = LayerNorm(dim)
+        self.context_norm = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Map x (B, N, D), given the context (B, M, D), to (B, N, D)."""
+        x = x + self.self_attn(self.norm1(x))
+        x = x + self.cross_attn(self.query_norm(x), self.context_norm(context))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+def _sincos(positions: Tensor, dim: int) -> Tensor:
+    omega = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    angle = positions[:, None].double() * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, dim)
+
+
+def sincos_positions_1d(length: int, dim: int) -> Tensor:
+    """Sine-cosine position table of a sequence, (1, length, dim) float32."""
+    return _sincos(torch.arange(length), dim).float()[None]
+
+
+def sincos_positions_2d(rows: int, cols: int, dim: int) -> Tensor:
+    """Sine-cosine position table of a grid, (1, rows * cols, dim) float32, row-major.
+
+    The first half of a vector encodes the row, the second the column.
+    """
+    row = torch.arange(rows).repeat_interleave(cols)
+    col = torch.arange(cols).repeat(rows)
+    return torch.cat([_sincos(row, dim // 2), _sincos(col, dim // 2)], dim=1).float()[None]
+
+
+def interpolate_positions(table: Tensor, rows: int, cols: int) -> Tensor:
+    """Resize a position table (1, D, h, w) to (1, rows * cols, D), bicubic as in training."""
+    if table.shape[-2:] != (rows, cols):
+        table = F.interpolate(table, (rows, cols), mode="bicubic", align_corners=False)
+    return table.flatten(2).transpose(1, 2)

@@ -1,0 +1,241 @@
+"""Build a model or tokenizer and fill it: from a file, from the hub, or untrained.
+
+Every tensor that a network needs must be in the file, in the right shape: anything else is an
+error that names the tensor (the reference implementation silently initialises it at random).
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from terramind_cube.model.embeddings import SequenceTarget, TokenTarget
+from terramind_cube.model.tokenizers import Tokenizer
+from terramind_cube.model.transformer import TerraMind
+from terramind_cube.model.variants import (
+    MODELS,
+    ModelDescription,
+    TokenizerDescription,
+    describe_model,
+    describe_tokenizer,
+)
+from terramind_cube.model.weights import (
+    WeightsHeader,
+    check_tensors,
+    load_tensors,
+    read_header,
+    resolve_weights,
+)
+
+if TYPE_CHECKING:
+    from os import PathLike
+    from pathlib import Path
+
+__all__ = [
+    "Precision",
+    "choose_dtype",
+    "inspect_model_weights",
+    "inspect_tokenizer_weights",
+    "load_model",
+    "load_tokenizer",
+    "tensor_shapes",
+]
+
+Precision = Literal["float32", "bfloat16", "auto"]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_model(
+    name: str,
+    weights: str | PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+) -> TerraMind:
+    """Load a TerraMind model.
+
+    Parameters
+    ----------
+    name : str
+        ``"terramind_v1_tiny"``, ``"terramind_v1_small"``, ``"terramind_v1_base"``,
+        ``"terramind_v1_large"`` or ``"terramind_nano"``.
+    weights : path or "pretrained", optional
+        A ``.pt`` or ``.safetensors`` file, or the released weights from the Hugging Face hub.
+        None gives fixed, untrained weights: good for trying things out, not for maps.
+    device : str or torch.device
+        Where the model runs.
+    precision : {"float32", "bfloat16", "auto"}
+        "auto" takes bfloat16 where the device computes it natively.
+
+    Returns
+    -------
+    TerraMind
+        In evaluation mode, with `encode` and `logits`.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    FileNotFoundError, WeightsError
+        If the weights are absent, damaged, of another file type, or of another model.
+    """
+    if name not in MODELS:
+        describe_model(name)
+    if weights is None:
+        model = _untrained(TerraMind(describe_model(name)))
+    else:
+        path = resolve_weights(weights, pretrained=MODELS[name].pretrained, name=name)
+        description = inspect_model_weights(name, path)
+        with torch.device("meta"):
+            model = TerraMind(description)
+        _fill(model, path)
+    return _finish(model, device, precision)
+
+
+def load_tokenizer(
+    modality: str,
+    weights: str | PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+    *,
+    family: str = "v1",
+) -> Tokenizer:
+    """Load the tokenizer of a modality.
+
+    Parameters
+    ----------
+    modality : str
+        Public name, such as ``"LULC"``.
+    weights, device, precision
+        As in `load_model`.
+    family : str
+        Which models it belongs to: "v1" (the released ones) or "nano". Weights that carry a
+        description in their metadata need none.
+
+    Returns
+    -------
+    Tokenizer
+        In evaluation mode, with `latent`, `tokenize` and `decode`.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, WeightsError
+        As in `load_model`.
+    """
+    description = describe_tokenizer(modality, family)
+    if weights is None:
+        tokenizer = _untrained(Tokenizer(description))
+    else:
+        name = f"the {modality} tokenizer"
+        path = resolve_weights(weights, pretrained=description.pretrained, name=name)
+        with torch.device("meta"):
+            tokenizer = Tokenizer(inspect_tokenizer_weights(modality, path, family=family))
+        _fill(tokenizer, path)
+    return _finish(tokenizer, device, precision)
+
+
+def inspect_model_weights(name: str, path: Path) -> ModelDescription:
+    """Return the description of a model's weights after comparing every tensor's name and shape.
+
+    Reads the file's header only.
+
+    Raises
+    ------
+    WeightsError
+        If a tensor is missing, unexpected, or of another shape.
+    """
+    header = read_header(path)
+    description = describe_model(name, header.metadata, str(path))
+    with torch.device("meta"):
+        _check(TerraMind(description), header)
+    return description
+
+
+def inspect_tokenizer_weights(
+    modality: str, path: Path, *, family: str = "v1"
+) -> TokenizerDescription:
+    """Return the description of a tokenizer's weights; see `inspect_model_weights`."""
+    header = read_header(path)
+    description = describe_tokenizer(modality, family, header.metadata, str(path))
+    with torch.device("meta"):
+        _check(Tokenizer(description), header)
+    return description
+
+
+def tensor_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor that a checkpoint of the network holds, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the dtype in which a device computes matrix products at a precision.
+
+    Raises
+    ------
+    ValueError
+        If the precision is unknown.
+    """
+    if precision == "float32":
+        return torch.float32
+    if precision == "bfloat16":
+        return torch.bfloat16
+    if precision != "auto":
+        raise ValueError(f"Unknown precision {precision!r}: float32, bfloat16 or auto.")
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _tied(network: nn.Module) -> set[str]:
+    """Names of the token tables that a logits head overrules."""
+    return {
+        f"{name}.token_emb.weight"
+        for name, module in network.named_modules()
+        if isinstance(module, (TokenTarget, SequenceTarget))
+    }
+
+
+def _check(network: nn.Module, header: WeightsHeader) -> None:
+    # A table that the logits head overrules need not be in the file.
+    optional = _tied(network)
+    check_tensors(tensor_shapes(network), header.shapes, source=str(header.path), optional=optional)
+
+
+def _fill(network: nn.Module, path: Path) -> None:
+    """Move the file's tensors into a network built on the meta device."""
+    tied = _tied(network)
+    tensors = {
+        name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+        for name, tensor in load_tensors(path).items()
+        if name not in tied
+    }
+    network.load_state_dict(tensors, strict=False, assign=True)
+    for module in network.modules():
+        if isinstance(module, (TokenTarget, SequenceTarget)):
+            module.token_emb.weight = module.to_logits.weight
+
+
+def _untrained(network: Network) -> Network:
+    """Fill a network with values that depend on each tensor's name alone, on any machine."""
+    with torch.no_grad():
+        for name, tensor in network.named_parameters():
+            if name.endswith("bias"):
+                tensor.zero_()
+            elif tensor.ndim > 1:
+                generator = np.random.Generator(np.random.Philox(key=zlib.crc32(name.encode())))
+                values = generator.standard_normal(tuple(tensor.shape), dtype=np.float32)
+                is_vector = name.endswith(("mod_emb", "mask_token"))
+                scale = 0.02 if is_vector else float(np.prod(tensor.shape[1:])) ** -0.5
+                tensor.copy_(torch.from_numpy(values * np.float32(scale)))
+    return network
+
+
+def _finish(network: Network, device: str | torch.device, precision: Precision) -> Network:
+    place = torch.device(device)
+    network.compute_dtype = choose_dtype(precision, place)  # type: ignore[assignment]
+    return network.to(place).eval().requires_grad_(False)
