@@ -1,0 +1,79 @@
+"""The kernels' mathematics in plain NumPy: the definition that every engine is tested against.
+
+`normalize` is ``(float32(x) - shift) * scale`` in float32, with ``shift = float32(mean - offset)``
+and ``scale = float32(1 / std)`` rounded once from float64; the order is fixed so that engines agree
+bit for bit. `philox_uniform` is Philox4x32 with ten rounds (Salmon et al., SC 2011).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["normalize", "philox", "philox_uniform"]
+
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+def normalize(
+    x: NDArray[np.generic],
+    shift: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    nodata: float | None,
+    out: NDArray[np.float32],
+) -> None:
+    """Write standardised (B, C, H, W) pixels to `out`; masked pixels become 0.
+
+    A pixel is masked where any of its channels equals `nodata` (is NaN, for a NaN nodata); None
+    masks nothing.
+    """
+    np.subtract(x.astype(np.float32), shift[:, None, None], out=out)
+    out *= scale[:, None, None]
+    if nodata is not None:
+        is_nodata = np.isnan(x) if np.isnan(nodata) else x == nodata
+        np.copyto(out, np.float32(0), where=is_nodata.any(axis=1, keepdims=True))
+
+
+def philox(
+    counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]
+) -> tuple[NDArray[np.uint64], ...]:
+    """Return four arrays of 32-bit words (as uint64) for four counter arrays and two key words."""
+    c0, c1, c2, c3 = counter
+    for i in range(ROUNDS):
+        k0 = np.uint64((key[0] + i * KEY_STEPS[0]) & 0xFFFFFFFF)
+        k1 = np.uint64((key[1] + i * KEY_STEPS[1]) & 0xFFFFFFFF)
+        p0, p1 = np.uint64(MULTIPLIERS[0]) * c0, np.uint64(MULTIPLIERS[1]) * c2
+        c0, c2 = (p1 >> _HALF) ^ c1 ^ k0, (p0 >> _HALF) ^ c3 ^ k1
+        c1, c3 = p1 & _LOW, p0 & _LOW
+    return c0, c1, c2, c3
+
+
+def philox_uniform(
+    key: tuple[int, int],
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    out: NDArray[np.float32],
+) -> None:
+    """Fill `out` (cells, count) with uniform numbers in (0, 1) that depend on key and cell alone.
+
+    Number 4 j + i of cell (row, col) is word i of the counter (j, 0, row, col), rows and columns
+    modulo 2^32, turned into the middle of one of 2^23 equal intervals.
+    """
+    blocks = -(-out.shape[1] // 4)
+    shape = (out.shape[0], blocks)
+    counter = (
+        np.broadcast_to(np.arange(blocks, dtype=np.uint64), shape),
+        np.zeros(shape, np.uint64),
+        np.broadcast_to((rows & 0xFFFFFFFF).astype(np.uint64)[:, None], shape),
+        np.broadcast_to((cols & 0xFFFFFFFF).astype(np.uint64)[:, None], shape),
+    )
+    words = np.stack(philox(counter, key), axis=-1).reshape(out.shape[0], 4 * blocks)
+    numbers = ((words >> np.uint64(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+    out[:] = numbers[:, : out.shape[1]]

@@ -1,0 +1,126 @@
+"""Fast equals reference, and the reference is what it claims to be (promise 6)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import terramind_cube.kernels as public
+from terramind_cube.kernels import cpu, reference
+
+DTYPES = st.sampled_from(["uint8", "uint16", "int16", "float32"])
+
+
+def constants(channels):
+    rng = np.random.default_rng(channels)
+    return rng.uniform(0, 3000, channels), rng.uniform(1, 2000, channels)
+
+
+def words(*values):
+    return tuple(np.array([value], np.uint64) for value in values)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (
+            (0xFFFFFFFF,) * 4,
+            (0xFFFFFFFF, 0xFFFFFFFF),
+            (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+        ),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers_of_its_authors(counter, key, expected):
+    found = reference.philox(words(*counter), key)
+    assert tuple(int(word[0]) for word in found) == expected
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    key=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
+    cells=hnp.arrays(np.int64, st.tuples(st.integers(0, 6), st.just(2)),
+                     elements=st.integers(-(2**33), 2**33)),
+    count=st.integers(1, 23),
+)  # fmt: skip
+def test_uniform_numbers_are_equal_on_every_engine(key, cells, count):
+    ours, theirs = (np.full((len(cells), count), np.nan, np.float32) for _ in range(2))
+    cpu.philox_uniform(key, cells[:, 0], cells[:, 1], ours)
+    reference.philox_uniform(key, cells[:, 0], cells[:, 1], theirs)
+    np.testing.assert_array_equal(ours, theirs)
+    assert ((ours > 0) & (ours < 1)).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    x=DTYPES.flatmap(
+        lambda dtype: hnp.arrays(
+            dtype, hnp.array_shapes(min_dims=4, max_dims=4, min_side=0, max_side=5)
+        )
+    ),
+    nodata=st.sampled_from([None, 0.0, float("nan"), -32768.0]),
+    is_strided=st.booleans(),
+)
+def test_normalize_equals_the_reference_bit_for_bit(x, nodata, is_strided):
+    mean, std = constants(x.shape[1])
+    shift, scale = mean.astype(np.float32), (1 / std).astype(np.float32)
+    if is_strided:
+        x = np.repeat(x, 2, axis=-1)[..., ::2]
+    expected = np.empty(x.shape, np.float32)
+    with np.errstate(all="ignore"):
+        reference.normalize(x, shift, scale, nodata, expected)
+    found = np.empty(x.shape, np.float32)
+    cpu.normalize(x, shift, scale, nodata, found)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_public_normalize_is_the_formula():
+    rng = np.random.default_rng(0)
+    x = rng.integers(1, 12000, (2, 12, 16, 20)).astype(np.uint16)
+    x[1, 4, 3, 5] = 0
+    mean, std = constants(12)
+    found = public.normalize(x, mean=mean, std=std, nodata=0, offset=-1000)
+    expected = (x.astype(np.float64) - 1000 - mean[:, None, None]) / std[:, None, None]
+    expected[1, :, 3, 5] = 0
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found[1, :, 3, 5] == 0).all()
+
+
+def test_out_is_written_to_and_returned():
+    x = np.ones((3, 4, 4), np.float32)
+    out = np.empty_like(x)
+    result = public.normalize(x, mean=[0, 1, 2], std=[1, 1, 2], out=out)
+    assert result is out
+    np.testing.assert_array_equal(out[:, 0, 0], [1, 0, -0.5])
+
+
+@pytest.mark.parametrize(
+    ("x", "arguments", "message"),
+    [
+        (np.zeros((2, 4, 4), np.uint16), {"mean": [1.0], "std": [1.0]}, "2 channels"),
+        (np.zeros((2, 4, 4), np.uint16), {"mean": [1.0] * 2, "std": [1.0, 0]}, "positive"),
+        (np.zeros((4, 4), np.uint16), {"mean": [1.0], "std": [1.0]}, "shape"),
+        (np.zeros((1, 4, 4), np.int64), {"mean": [1.0], "std": [1.0]}, "int64"),
+        (
+            np.zeros((1, 4, 4), np.uint8),
+            {"mean": [1.0], "std": [1.0], "out": np.zeros((1, 4, 5), np.float32)},
+            "out must be",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(x, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        public.normalize(x, **arguments)
+
+
+def test_other_array_libraries_are_named():
+    with pytest.raises(TypeError, match="list"):
+        public.normalize([[[1]]], mean=[1.0], std=[1.0])
