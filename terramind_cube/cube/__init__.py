@@ -1,1 +1,3 @@
-"""cube"""
+"""STAC items become one Dataset on one grid."""
+
+from __future__ import annotations

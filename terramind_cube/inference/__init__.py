@@ -1,1 +1,3 @@
-"""inference"""
+"""Plan a generation and map it over tile groups."""
+
+from __future__ import annotations

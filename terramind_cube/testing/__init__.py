@@ -1,1 +1,3 @@
-"""testing"""
+"""Assertions that others may reuse."""
+
+from __future__ import annotations

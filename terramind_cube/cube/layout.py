@@ -1,0 +1,250 @@
+"""What a cube is, and the checks that a Dataset is one.
+
+A cube is an `xarray.Dataset` on one projected grid of about 10 m with a variable per modality; this
+module finds the modalities in any Dataset of that shape, also one with a variable per band as
+`odc.stac.load` gives, and refuses what cannot be right before any pixel is read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import odc.geo.xr  # noqa: F401  # registers the `odc` accessor
+import xarray as xr
+
+from terramind_cube.modalities import MODALITIES, Modality, find_modality
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from odc.geo.geobox import GeoBox
+
+__all__ = ["CubeLayout", "Layer", "read_geobox", "read_layout"]
+
+RESOLUTION_M = 10.0
+RESOLUTION_RANGE_M = (8.0, 12.5)
+_SPACING_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One modality of a cube.
+
+    Attributes
+    ----------
+    modality : Modality
+    data : xarray.DataArray
+        Dims (time, band, y, x), or (band, y, x) of a static layer, bands in the model's order.
+    """
+
+    modality: Modality
+    data: xr.DataArray
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the layer serves every date."""
+        return "time" not in self.data.dims
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """STAC ids of the items that it was read from, where they are known."""
+        return tuple(self.data.attrs.get("stac_items", ()))
+
+
+@dataclass(frozen=True)
+class CubeLayout:
+    """The grid, the dates and the layers of a cube.
+
+    Attributes
+    ----------
+    geobox : odc.geo.geobox.GeoBox
+    times : numpy.ndarray of datetime64[ns], or None
+        None where every layer is static.
+    layers : tuple of Layer
+    """
+
+    geobox: GeoBox
+    times: NDArray[np.datetime64] | None
+    layers: tuple[Layer, ...]
+
+
+def read_geobox(cube: xr.Dataset) -> GeoBox:
+    """Return the grid of a cube after checking that the model can work on it.
+
+    Raises
+    ------
+    ValueError
+        If there are no y and x, no CRS, a geographic CRS, an uneven or rotated grid, or rows that
+        run northwards.
+
+    Warns
+    -----
+    UserWarning
+        If pixels are far from 10 m.
+    """
+    if "y" not in cube.dims or "x" not in cube.dims:
+        raise ValueError(f"A cube has dimensions y and x, in metres; this one has {_names(cube)}.")
+    for dim in ("y", "x"):
+        _check_spacing(cube, dim)
+    geobox: GeoBox | None = cube.odc.geobox
+    if geobox is None or geobox.crs is None:
+        raise ValueError(
+            "The cube has no coordinate reference system: "
+            "assign it with cube.odc.assign_crs('EPSG:326xx')."
+        )
+    if geobox.crs.geographic:
+        raise ValueError(
+            f"The cube is in degrees ({geobox.crs}); TerraMind needs a projected grid of 10 m. "
+            "Load it in UTM, or reproject it with cube.odc.reproject."
+        )
+    affine = geobox.affine
+    if affine.b or affine.d or affine.a <= 0:
+        raise ValueError(f"The cube's grid is rotated or mirrored ({affine!r}).")
+    if affine.e >= 0:
+        raise ValueError("Rows run northwards: turn them with cube.sortby('y', ascending=False).")
+    if abs(abs(affine.e) - affine.a) > _SPACING_TOLERANCE * affine.a:
+        raise ValueError(f"Pixels must be square, these are {affine.a} m x {-affine.e} m.")
+    low, high = RESOLUTION_RANGE_M
+    if not low <= affine.a <= high:
+        warnings.warn(
+            f"Pixels of {affine.a:g} m: TerraMind was trained on {RESOLUTION_M:g} m, "
+            "results are of unknown quality.",
+            stacklevel=3,
+        )
+    return geobox
+
+
+def read_layout(cube: xr.Dataset, inputs: Sequence[str] | None = None) -> CubeLayout:
+    """Find the modalities of a cube.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+    inputs : sequence of str, optional
+        Modalities that must be there; by default every modality of the cube whose pixels
+        TerraMind takes.
+
+    Returns
+    -------
+    CubeLayout
+
+    Raises
+    ------
+    ValueError
+        If the grid does not fit (see `read_geobox`), a modality is unknown or absent, bands are
+        missing, or nothing usable is there.
+    """
+    geobox = read_geobox(cube)
+    found = _find_layers(cube)
+    if inputs is None:
+        chosen = [name for name in found if MODALITIES[name].is_raw_input]
+    else:
+        chosen = list(dict.fromkeys(find_modality(name).name for name in inputs))
+    usable = [row.name for row in MODALITIES.values() if row.is_raw_input]
+    absent = [name for name in chosen if name not in found]
+    if absent:
+        raise ValueError(f"The cube has no {', '.join(absent)}; it holds {_names(cube)}.")
+    if not chosen:
+        raise ValueError(
+            f"The cube has no usable input: it holds {_names(cube)}; "
+            f"TerraMind takes {', '.join(usable)}."
+        )
+    layers = tuple(
+        Layer(MODALITIES[name], _ordered(MODALITIES[name], found[name])) for name in chosen
+    )
+    has_time = any(not layer.is_static for layer in layers)
+    return CubeLayout(geobox, _times(cube) if has_time else None, layers)
+
+
+def _names(cube: xr.Dataset) -> str:
+    return ", ".join(f"{name} {tuple(cube[name].dims)}" for name in cube.data_vars) or "nothing"
+
+
+def _check_spacing(cube: xr.Dataset, dim: str) -> None:
+    if dim not in cube.coords:
+        raise ValueError(f"The cube has no coordinate {dim}: it needs pixel centres in metres.")
+    steps = np.diff(cube[dim].values)
+    if len(steps) and not np.allclose(steps, steps[0], rtol=_SPACING_TOLERANCE, atol=0):
+        raise ValueError(
+            f"The coordinate {dim} is not evenly spaced: layers of different grids have been "
+            "merged. Load every layer on one geobox."
+        )
+
+
+def _times(cube: xr.Dataset) -> NDArray[np.datetime64]:
+    if "time" not in cube.coords or cube["time"].dtype.kind != "M":
+        raise ValueError("The cube's dimension time needs a coordinate of dates (datetime64).")
+    return cube["time"].values.astype("datetime64[ns]")
+
+
+def _find_layers(cube: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Return a (time, band, y, x) or (band, y, x) array per modality, in the table's order."""
+    found = {}
+    for modality in MODALITIES.values():
+        if modality.name in cube.data_vars:
+            found[modality.name] = _banded(modality, cube[modality.name])
+    if not any(name in found for name in ("S2L2A", "S2L1C")):
+        found |= _stacked_bands(cube)
+    return found
+
+
+def _banded(modality: Modality, data: xr.DataArray) -> xr.DataArray:
+    """Give a modality's variable a band axis and the order (time, band, y, x)."""
+    band_dims = [str(dim) for dim in data.dims if dim not in ("time", "y", "x")]
+    if len(band_dims) > 1 or "y" not in data.dims or "x" not in data.dims:
+        raise ValueError(
+            f"{modality.name} has dims {data.dims}; "
+            f"expected (time, {modality.name}_band, y, x) on the cube's grid."
+        )
+    if band_dims:
+        data = data.rename({band_dims[0]: "band"})
+    elif len(modality.bands) > 1:
+        raise ValueError(
+            f"{modality.name} has no band dimension; expected the bands "
+            f"{', '.join(modality.bands)} along {modality.name}_band."
+        )
+    else:
+        data = data.expand_dims(band=list(modality.bands))
+    order = ("time", "band", "y", "x") if "time" in data.dims else ("band", "y", "x")
+    return data.transpose(*order)
+
+
+def _stacked_bands(cube: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Stack Sentinel-2 variables named by band, as `odc.stac.load` gives them.
+
+    Sentinel-1 bands are not taken this way: whether `vv` is linear or in dB, terrain corrected or
+    not, cannot be seen from its name.
+    """
+    for name in ("S2L1C", "S2L2A"):
+        modality = MODALITIES[name]
+        if all(band in cube.data_vars for band in modality.bands):
+            bands = [cube[band] for band in modality.bands]
+            stacked = xr.concat(
+                bands, dim="band", coords="minimal", compat="override", combine_attrs="drop"
+            ).assign_coords(band=list(modality.bands))
+            return {name: _banded(modality, stacked)}
+    return {}
+
+
+def _ordered(modality: Modality, data: xr.DataArray) -> xr.DataArray:
+    """Put the bands into the model's order."""
+    if "band" not in data.coords:
+        if data.sizes["band"] != len(modality.bands):
+            raise ValueError(
+                f"{modality.name} has {data.sizes['band']} bands without labels; expected "
+                f"{len(modality.bands)}: {', '.join(modality.bands)}."
+            )
+        return data.assign_coords(band=list(modality.bands))
+    labels = [str(label) for label in np.atleast_1d(data["band"].values)]
+    if labels == list(modality.bands):
+        return data
+    missing = [band for band in modality.bands if band not in labels]
+    if missing:
+        raise ValueError(
+            f"{modality.name} lacks the bands {', '.join(missing)}; it has {', '.join(labels)}."
+        )
+    return data.assign_coords(band=labels).sel(band=list(modality.bands))
