@@ -57,3 +57,11 @@ def terramesh() -> Path:
     if not folder.is_dir():
         pytest.skip("shared/ with the TerraMesh tiles is not beside this clone")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory):
+    """Arguments of `generate` for a model of 64 px tiles."""
+    import small
+
+    return small.write_weights(tmp_path_factory.mktemp("small"))

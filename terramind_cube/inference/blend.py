@@ -23,8 +23,10 @@ def tile_weights(tile_px: int, overlap_px: int) -> NDArray[np.float32]:
 
     The weight rises linearly over the overlap from every side, so that two neighbours sum to 1.
     """
+    if overlap_px == 0:
+        return np.ones((tile_px, tile_px), np.float32)
     distance = np.arange(tile_px, dtype=np.float32) + np.float32(0.5)
-    rise = np.minimum(distance, distance[::-1]) / np.float32(max(overlap_px, 1))
+    rise = np.minimum(distance, distance[::-1]) / np.float32(overlap_px)
     profile = np.minimum(rise, np.float32(1))
     weights: NDArray[np.float32] = profile[:, None] * profile[None, :]
     return weights

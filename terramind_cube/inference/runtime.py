@@ -93,7 +93,7 @@ class Compute:
             If the device is not there, or a number is not positive.
         """
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kind = torch.device(chosen).type
+        kind = chosen.partition(":")[0]
         if kind not in COMPUTE_BATCH:
             raise ValueError(f"device {chosen!r}: give one of {', '.join(COMPUTE_BATCH)}.")
         if kind == "cuda" and not torch.cuda.is_available():
