@@ -1,0 +1,430 @@
+"""The bulk loop: computes a lazy result region by region into a Zarr 3 store.
+
+One region is one dask computation that ends in whole-chunk writes, on the worker that holds the
+pixels; only digests come back. A receipt follows each region, so a killed run continues where it
+was, to the same bytes (at least once + idempotent writes, see `terramind_cube.store.ledger`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import warnings
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+from dask.base import get_scheduler
+from dask.delayed import delayed
+
+from terramind_cube.store import conventions, ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Outcome = tuple["RegionPlan", float, Callable[[], dict[str, str]]]
+
+__all__ = ["RegionError", "RegionPlan", "plan_regions", "write_result"]
+
+_IN_FLIGHT_PER_WORKER = 2
+
+
+class RegionError(ValueError):
+    """A region could not be computed or written; finished ones keep their receipts.
+
+    Attributes
+    ----------
+    region : str
+        Key of the region, such as ``"time0-1_y0-896_x896-1792"``.
+    """
+
+    def __init__(self, message: str, region: str = "") -> None:
+        super().__init__(message)
+        self.region = region
+
+
+@dataclass(frozen=True)
+class RegionPlan:
+    """One unit of work.
+
+    Attributes
+    ----------
+    key : str
+        Name, unique in the store.
+    bounds : mapping of str to tuple of int
+        Start and stop of each dimension that the region limits, in pixels.
+    blocks : mapping of str to tuple of slice
+        For each variable that this region writes, the part of it.
+    """
+
+    key: str
+    bounds: Mapping[str, tuple[int, int]]
+    blocks: Mapping[str, tuple[slice, ...]]
+
+
+def write_result(
+    result: xr.Dataset,
+    path: str | os.PathLike[str],
+    *,
+    regions: Sequence[Mapping[str, slice]],
+    fingerprint: Mapping[str, Any],
+    resume: bool = False,
+    progress: Callable[[int, int, ledger.Receipt], object] | None = None,
+) -> Path:
+    """Compute a lazy result into a georeferenced Zarr 3 store, region by region.
+
+    Under the active dask scheduler: two regions per worker in flight on a distributed cluster
+    (which must see `path`), else one at a time. All is checked before anything is written.
+
+    Parameters
+    ----------
+    result : xarray.Dataset
+        See `terramind_cube.store.conventions.prepare`.
+    path : path-like
+        Folder of the store; its parent must exist.
+    regions : sequence of mapping of str to slice
+        Pixel ranges by dimension (left out: whole) that cover whole dask chunks and together
+        tile each variable once. The first region that meets a static layer writes it.
+    fingerprint : mapping
+        JSON-able settings that decide the bytes (model, seed, ...); ``layout`` is added here.
+    resume : bool, optional
+        Continue a store of the same fingerprint, or begin anew where nothing exists.
+    progress : callable, optional
+        Called with (regions done, all regions, receipt) after each region.
+
+    Returns
+    -------
+    pathlib.Path
+        Absolute path of the complete store.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError
+        If `path` exists without `resume`, or its parent is missing, a file, or not writable.
+    ValueError
+        If regions do not fit the chunks, the grid is missing, or `path` holds another result.
+    RegionError
+        If a region fails.
+    """
+    target = Path(path).absolute()
+    exists = _check_target(target, resume=resume)
+    if "layout" in fingerprint:
+        raise ValueError("fingerprint['layout'] is set by the store; use another key.")
+    settings = ledger.normalize_fingerprint(fingerprint)
+    lazy = all(array.chunks is not None for array in result.data_vars.values())
+    chunked = result if lazy else result.chunk()
+    plans = plan_regions(chunked, regions)
+    prepared = conventions.prepare(chunked)
+    settings["layout"] = _describe_layout(prepared, plans)
+    if exists:
+        ledger.check_run(target, settings)
+    else:
+        _create_template(prepared, target, settings, regions=len(plans))
+    _write_regions(prepared, target, plans, progress)
+    return target
+
+
+def plan_regions(
+    result: xr.Dataset, regions: Sequence[Mapping[str, slice]]
+) -> tuple[RegionPlan, ...]:
+    """Check regions against the chunks of a chunked result and assign variables to them.
+
+    Raises
+    ------
+    ValueError
+        If a region names an unknown dimension, is empty, cuts a chunk, or if the regions do not
+        tile every variable exactly once.
+    """
+    layers = [_Layer.of(array) for array in result.data_vars.values()]
+    plans: dict[str, RegionPlan] = {}
+    for region in regions:
+        bounds = _read_bounds(region, result.sizes)
+        key = "_".join(f"{dim}{start}-{stop}" for dim, (start, stop) in bounds.items()) or "all"
+        if key in plans:
+            raise ValueError(f"Region {key} is given twice; regions must not overlap.")
+        blocks = {}
+        for layer in layers:
+            block = layer.claim(bounds, key)
+            if block is not None:
+                blocks[layer.name] = block
+        plans[key] = RegionPlan(key, bounds, blocks)
+    for layer in layers:
+        layer.check_cover()
+    return tuple(plans.values())
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The chunk grid of one variable and how often each chunk was claimed."""
+
+    name: str
+    edges: Mapping[str, Mapping[int, int]]  # dimension -> pixel of an edge -> chunk index
+    claims: NDArray[np.int32]
+    seen: set[tuple[tuple[int, int], ...]]
+
+    @classmethod
+    def of(cls, array: xr.DataArray) -> _Layer:
+        edges = {
+            str(dim): {int(edge): i for i, edge in enumerate(np.cumsum([0, *sizes]))}
+            for dim, sizes in zip(array.dims, array.chunks or (), strict=True)
+        }
+        counts = np.zeros([len(places) - 1 for places in edges.values()], np.int32)
+        return cls(str(array.name), edges, counts, set())
+
+    def claim(self, bounds: Mapping[str, tuple[int, int]], key: str) -> tuple[slice, ...] | None:
+        """Return the pixels that a region writes, None if an earlier one writes them."""
+        span = tuple(bounds.get(dim, (0, max(places))) for dim, places in self.edges.items())
+        if span in self.seen:
+            return None
+        self.seen.add(span)
+        chunks = []
+        for (dim, places), (start, stop) in zip(self.edges.items(), span, strict=True):
+            if start not in places or stop not in places:
+                raise ValueError(
+                    f"Region {key} cuts a chunk of {self.name}: {dim} {start}..{stop} is not on "
+                    f"its chunk edges {_shorten(sorted(places))}. Choose regions of whole chunks."
+                )
+            chunks.append(slice(places[start], places[stop]))
+        self.claims[tuple(chunks)] += 1
+        return tuple(slice(start, stop) for start, stop in span)
+
+    def check_cover(self) -> None:
+        for wrong, what in (
+            (self.claims == 0, "no region covers"),
+            (self.claims > 1, "regions overlap at"),
+        ):
+            if wrong.any():
+                where = ", ".join(
+                    f"{dim} {sorted(places)[i]}..{sorted(places)[i + 1]}"
+                    for (dim, places), i in zip(
+                        self.edges.items(), np.argwhere(wrong)[0], strict=True
+                    )
+                )
+                raise ValueError(
+                    f"Regions must tile {self.name} exactly once, but {what} {where or 'it'}."
+                )
+
+
+def _shorten(edges: Sequence[int]) -> str:
+    shown = [*map(str, edges[:4]), "...", str(edges[-1])] if len(edges) > 5 else map(str, edges)
+    return ", ".join(shown)
+
+
+def _read_bounds(
+    region: Mapping[str, slice], sizes: Mapping[Hashable, int]
+) -> dict[str, tuple[int, int]]:
+    unknown = set(region) - set(sizes)
+    if unknown:
+        raise ValueError(
+            f"A region names the dimension {min(unknown)!r}; the result has "
+            f"{', '.join(map(str, sizes))}."
+        )
+    bounds = {}
+    for dim, part in region.items():
+        size = sizes[dim]
+        start = 0 if part.start is None else part.start
+        stop = size if part.stop is None else part.stop
+        if part.step not in (None, 1) or not 0 <= start < stop <= size:
+            raise ValueError(
+                f"A region has {dim}={part}: it must be a non-empty slice of step 1 in 0..{size}."
+            )
+        bounds[dim] = (int(start), int(stop))
+    return {str(dim): bounds[str(dim)] for dim in sizes if dim in bounds}
+
+
+def _check_target(target: Path, *, resume: bool) -> bool:
+    """Return whether a store to continue exists."""
+    if os.path.lexists(target):
+        if not resume:
+            raise FileExistsError(
+                f"{target} exists already. Pass resume=True to continue it, or choose another path."
+            )
+        ledger.read_run(target)
+        return True
+    parent = target.parent
+    if not parent.exists():
+        raise FileNotFoundError(f"The folder {parent} for the store does not exist. Create it.")
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{parent} is a file, so no store can be written in it.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"The folder {parent} is not writable. Choose another path.")
+    return False
+
+
+def _describe_layout(prepared: xr.Dataset, plans: Sequence[RegionPlan]) -> dict[str, Any]:
+    """Return what must agree between two runs for their chunks to fit into one store."""
+    attrs = prepared.attrs
+    tiling = hashlib.sha256("\n".join(plan.key for plan in plans).encode()).hexdigest()
+    return {
+        "grid": {
+            "crs": attrs.get("proj:code", attrs["proj:wkt2"]),
+            "shape": attrs["spatial:shape"],
+            "transform": attrs["spatial:transform"],
+        },
+        "coordinates": {
+            str(name): _digest(coord.values)
+            for name, coord in prepared.coords.items()
+            if name not in ("y", "x", conventions.GRID_MAPPING)
+        },
+        "variables": {
+            str(name): {
+                "dims": list(map(str, array.dims)),
+                "shape": list(array.shape),
+                "chunks": list(array.encoding["chunks"]),
+                "dtype": str(array.dtype),
+            }
+            for name, array in prepared.data_vars.items()
+        },
+        "regions": {"count": len(plans), "sha256": tiling},
+    }
+
+
+def _create_template(
+    prepared: xr.Dataset, target: Path, settings: Mapping[str, Any], *, regions: int
+) -> None:
+    """Write metadata, coordinates and ledger under another name, then rename."""
+    prefix = f".{target.name}.partial-"
+    for stale in target.parent.iterdir():
+        if stale.name.startswith(prefix):
+            shutil.rmtree(stale, ignore_errors=True)
+    scratch = target.with_name(f"{prefix}{uuid.uuid4().hex}")
+    empty = {
+        name: array.variable.copy(data=da.zeros(array.shape, dtype=array.dtype, chunks=-1))
+        for name, array in prepared.data_vars.items()
+    }
+    template = xr.Dataset(empty, coords=prepared.coords, attrs=prepared.attrs)
+    try:
+        template.to_zarr(scratch, mode="w-", zarr_format=3, consolidated=False, compute=False)
+        group = zarr.open_group(scratch, mode="r+", zarr_format=3)
+        # As a group, the ledger is a known member: listing the store does not warn about it.
+        group.create_group(ledger.LEDGER)
+        with warnings.catch_warnings():
+            # Without it a plain xr.open_zarr warns; zarr warns that it is not in the core spec.
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(group.store, zarr_format=3)
+        legacy = json.dumps(conventions.legacy_metadata(group), indent=2, sort_keys=False)
+        (scratch / ".zmetadata").write_text(legacy + "\n", encoding="utf-8")
+        ledger.start_run(scratch, settings, regions=regions)
+        scratch.rename(target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _write_regions(
+    prepared: xr.Dataset,
+    target: Path,
+    plans: Sequence[RegionPlan],
+    progress: Callable[[int, int, ledger.Receipt], object] | None,
+) -> None:
+    finished = ledger.completed(target)
+    missing = [plan for plan in plans if plan.key not in finished]
+    done = len(plans) - len(missing)
+    tasks = ((plan, _build_task(prepared, target, plan)) for plan in missing)
+    client = _find_client()
+    outcomes = _compute_locally(tasks) if client is None else _compute_on(client, tasks)
+    with closing(outcomes):
+        for plan, begin, collect in outcomes:
+            try:
+                digests = collect()
+            except Exception as error:
+                raise RegionError(
+                    f"Region {plan.key} of {target} failed: {type(error).__name__}: {error} "
+                    f"({done} of {len(plans)} regions are finished; resume=True continues.)",
+                    plan.key,
+                ) from error
+            seconds = time.perf_counter() - begin
+            receipt = ledger.write_receipt(
+                target, plan.key, region=plan.bounds, seconds=seconds, sha256=digests
+            )
+            done += 1
+            if progress is not None:
+                progress(done, len(plans), receipt)
+    for leftover in target.rglob("*.partial"):
+        # A process killed inside a write leaves the temporary file of zarr or of the ledger.
+        leftover.unlink(missing_ok=True)
+    if ledger.read_run(target).status != "complete":
+        ledger.finish_run(target)
+
+
+def _build_task(prepared: xr.Dataset, target: Path, plan: RegionPlan) -> Any:
+    write = delayed(partial(_write_blocks, str(target), dict(plan.blocks)), pure=False)
+    arrays = {name: prepared[name].data[index] for name, index in plan.blocks.items()}
+    return write(arrays, dask_key_name=f"write-{plan.key}-{uuid.uuid4().hex[:8]}")
+
+
+def _write_blocks(
+    root: str, index: Mapping[str, tuple[slice, ...]], blocks: Mapping[str, NDArray[Any]]
+) -> dict[str, str]:
+    """Write whole chunks; return the digest of each variable."""
+    digests = {}
+    for name, block in blocks.items():
+        array: Any = zarr.open_array(
+            root, path=name, mode="r+", zarr_format=3, config={"write_empty_chunks": False}
+        )
+        shape = tuple(part.stop - part.start for part in index[name])
+        if block.shape != shape or block.dtype != array.dtype:
+            raise ValueError(
+                f"{name} came as {block.dtype}{block.shape}, its metadata promised "
+                f"{array.dtype}{shape}. Correct the dtype or the chunks of the lazy result."
+            )
+        array[index[name]] = block
+        digests[name] = _digest(block)
+    return digests
+
+
+def _digest(values: NDArray[Any]) -> str:
+    if values.dtype.kind in "OUT":
+        return hashlib.sha256("\0".join(map(str, values.ravel())).encode()).hexdigest()
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    return hashlib.sha256(little.tobytes()).hexdigest()
+
+
+def _find_client() -> Any:
+    """Return the distributed client behind the active scheduler, None for a local one."""
+    scheduler: Any = get_scheduler()
+    owner = getattr(scheduler, "__self__", None)
+    return owner if hasattr(owner, "scheduler_info") else None
+
+
+def _compute_locally(tasks: Iterator[tuple[RegionPlan, Any]]) -> Generator[Outcome]:
+    for plan, task in tasks:
+        yield plan, time.perf_counter(), task.compute
+
+
+def _compute_on(client: Any, tasks: Iterator[tuple[RegionPlan, Any]]) -> Generator[Outcome]:
+    """Keep a window of regions in flight, so that the scheduler never holds the whole graph."""
+    from distributed import as_completed
+
+    pending: dict[Any, tuple[RegionPlan, float]] = {}
+
+    def submit(amount: int) -> list[Any]:
+        futures = []
+        for plan, task in islice(tasks, amount):
+            future = client.compute(task)
+            pending[future] = (plan, time.perf_counter())
+            futures.append(future)
+        return futures
+
+    window = _IN_FLIGHT_PER_WORKER * max(1, len(client.nthreads()))
+    arriving: Any = as_completed(submit(window))  # type: ignore[no-untyped-call]
+    try:
+        for future in arriving:
+            plan, begin = pending.pop(future)
+            yield plan, begin, future.result
+            arriving.update(submit(1))
+    finally:
+        client.cancel(list(pending))
