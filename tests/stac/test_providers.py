@@ -1,0 +1,176 @@
+"""Which bands an item holds, whoever wrote it."""
+
+from datetime import UTC, datetime
+
+import pystac
+import pytest
+
+from terramind_cube.modalities import MODALITIES
+from terramind_cube.stac import StaticCatalog, find_bands
+from terramind_cube.stac.providers import locate_bands
+
+S2, L1C = MODALITIES["S2L2A"], MODALITIES["S2L1C"]
+EARTH_SEARCH = (
+    "coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "nir09",
+    "swir16", "swir22",
+)  # fmt: skip
+RESOLUTION = {"B01": 60, "B09": 60, "B02": 10, "B03": 10, "B04": 10, "B08": 10}
+
+
+def make_item(collection, assets, properties=None, item_id="item"):
+    when = datetime(2024, 5, 1, tzinfo=UTC)
+    item = pystac.Item(item_id, None, None, when, dict(properties or {}), collection=collection)
+    for key, fields in assets.items():
+        extra = dict(fields)
+        media, roles = extra.pop("type", "image/tiff"), extra.pop("roles", None)
+        href = extra.pop("href", f"/data/{key}.tif")
+        item.add_asset(key, pystac.Asset(href, media_type=media, roles=roles, extra_fields=extra))
+    return item
+
+
+def keys(item, modality=S2):
+    return [(band.asset, band.index) for band in locate_bands(item, modality).bands]
+
+
+def test_asset_keys_of_the_providers_are_known():
+    picture = {"roles": ["visual"], "eo:bands": [{"name": n} for n in ("red", "green", "blue")]}
+    extras = {
+        "visual": picture,
+        "scl": {},
+        "blue-jp2": {"type": "image/jp2"},
+        "B02": {"type": "image/png"},
+    }
+    item = make_item("sentinel-2-l2a", extras | {key: {} for key in EARTH_SEARCH})
+    assert keys(item) == [(key, 1) for key in EARTH_SEARCH]
+
+    names = {f"{b}_{r}m": {} for b in S2.bands for r in (20, 60) if r >= RESOLUTION.get(b, 20)}
+    names |= {f"{b}_10m": {} for b, r in RESOLUTION.items() if r == 10}
+    found = keys(make_item("sentinel-2-l2a", names))
+    assert found == [(f"{b}_{RESOLUTION.get(b, 20)}m", 1) for b in S2.bands]
+
+
+def test_visual_asset_never_stands_in_for_a_band():
+    visual = {"visual": {"eo:bands": [{"name": "B04"}]}}
+    rest = {band: {} for band in S2.bands if band != "B04"}
+    with pytest.raises(ValueError, match="lacks B04 of S2L2A"):
+        locate_bands(make_item("sentinel-2-l2a", visual | rest), S2)
+
+
+def test_files_are_found_by_the_names_of_their_bands():
+    stack = {"eo:bands": [{"name": band} for band in L1C.bands]}
+    item = make_item(None, {"stack": stack})
+    assert keys(item, L1C) == [("stack", i) for i in range(1, 14)]
+    assert locate_bands(item, S2) is None
+    # STAC 1.1: names in `bands`; of two places the file of its own wins.
+    alone = {"swir": {"bands": [{"name": "x", "eo:common_name": "swir22"}]}}
+    item = make_item("s2l2a", {"stack": {"bands": [{"name": b} for b in S2.bands]}} | alone)
+    assert keys(item)[-2:] == [("stack", 11), ("swir", 1)]
+
+
+def test_quicklook_beside_the_data_is_no_band():
+    item = make_item("cop-dem-glo-30", {"dem_ql": {}, "data": {}})
+    assert keys(item, MODALITIES["DEM"]) == [("data", 1)]
+
+
+def test_other_sensors_are_not_taken_for_sentinel():
+    landsat = {f"B{n:02}": {} for n in (1, 2, 3, 4, 5, 6, 7, 9, 10, 11)}
+    for modality in (S2, L1C):
+        assert locate_bands(make_item("HLSL30.v1.5", landsat), modality) is None
+
+
+def test_raw_radar_products_are_refused():
+    detected = {"sar:product_type": "GRD"}
+    item = make_item("sentinel1-grd", {"vv": {}, "vh": {}}, detected)
+    with pytest.raises(ValueError, match="uncalibrated"):
+        locate_bands(item, MODALITIES["S1GRD"])
+    assert locate_bands(item, MODALITIES["S1RTC"]) is None
+    calibrated = {"raster:bands": [{"unit": "dB"}]}
+    item = make_item("sentinel1-grd", {"vv": calibrated, "vh": calibrated}, detected)
+    assert not locate_bands(item, MODALITIES["S1GRD"]).is_linear_power
+
+
+def test_one_item_may_hold_several_modalities():
+    item = make_item("tiles", {"S2L2A": {}, "terramesh_S1RTC": {}, "DEM": {}, "thumbnail": {}})
+    assert keys(item) == [("S2L2A", i) for i in range(1, 13)]
+    assert locate_bands(item, S2).bands[3].file_bands == 12
+    assert keys(item, MODALITIES["S1RTC"]) == [("terramesh_S1RTC", 1), ("terramesh_S1RTC", 2)]
+    assert keys(item, MODALITIES["DEM"]) == [("DEM", 1)]
+    assert locate_bands(item, MODALITIES["LULC"]) is None
+
+
+@pytest.mark.parametrize(
+    ("collection", "unit", "is_linear"),
+    [
+        ("sentinel-1-rtc", None, True),
+        ("sentinel-1-rtc", "dB", False),
+        ("my-sentinel-1-rtc", None, False),
+        ("s1rtc", "1", True),
+        (None, None, False),
+    ],
+)
+def test_backscatter_unit_follows_metadata_then_the_provider(collection, unit, is_linear):
+    raster = {} if unit is None else {"raster:bands": [{"unit": unit, "nodata": -32768}]}
+    item = make_item(collection, {"vv": raster, "vh": raster})
+    found = locate_bands(item, MODALITIES["S1RTC"])
+    assert found.is_linear_power is is_linear
+    assert found.nodata == (None if unit is None else -32768)
+
+
+@pytest.mark.parametrize(
+    ("fields", "properties", "offset_dn"),
+    [
+        ({}, {}, 0),
+        ({"raster:bands": [{"scale": 0.0001, "offset": -0.1}]}, {}, -1000),
+        ({"raster:scale": 0.0001, "raster:offset": -0.1}, {}, -1000),
+        ({"bands": [{"raster:scale": 0.0001, "raster:offset": -0.1}]}, {}, -1000),
+        ({"raster:bands": [{"scale": 1, "offset": 0}]}, {}, 0),
+        (
+            {"raster:bands": [{"scale": 0.0001, "offset": -0.1}]},
+            {"earthsearch:boa_offset_applied": True},
+            0,
+        ),
+    ],
+)
+def test_offset_is_read_in_every_spelling(fields, properties, offset_dn):
+    item = make_item("sentinel-2-l2a", dict.fromkeys(S2.bands, fields), properties)
+    assert locate_bands(item, S2).offset_dn == offset_dn
+
+
+def test_other_scale_or_mixed_offsets_are_refused():
+    scaled = {"raster:bands": [{"scale": 0.01}]}
+    with pytest.raises(ValueError, match=r"'B01' of item 'item' has scale 0\.01"):
+        locate_bands(make_item("sentinel-2-l2a", dict.fromkeys(S2.bands, scaled)), S2)
+    mixed = {band: {} for band in S2.bands} | {"B02": {"raster:offset": -0.1}}
+    with pytest.raises(ValueError, match=r"differ in offset: \[-1000, 0\]"):
+        locate_bands(make_item("sentinel-2-l2a", mixed), S2)
+
+
+def test_provider_classes_are_those_of_the_annual_map_only():
+    lulc = MODALITIES["LULC"]
+    for collection, expected in (("io-lulc-annual-v02", True), ("lulc", False)):
+        found = locate_bands(make_item(collection, {"data": {}}), lulc)
+        assert found.has_provider_classes is expected
+
+
+def test_preferred_collection_wins():
+    items = tuple(
+        make_item(name, {band: {} for band in S2.bands}, item_id=name)
+        for name in ("sentinel-2-l2a", "sentinel-2-c1-l2a")
+    )
+    found = find_bands(StaticCatalog("two", items), S2, area=None, datetime=None)
+    assert [bands.item.id for bands in found] == ["sentinel-2-c1-l2a"]
+
+
+def test_local_hrefs_are_paths_and_remote_ones_stay(tmp_path):
+    assets = {
+        "vv": {"href": "file:///data/a%20b.tif"},
+        "vh": {"href": "s3://bucket/vh.tif"},
+    }
+    item = make_item("s1rtc", assets)
+    item.set_self_href("https://example.org/items/item.json")
+    item.assets["vv"].href = "file:///data/a%20b.tif"
+    hrefs = [band.href for band in locate_bands(item, MODALITIES["S1RTC"]).bands]
+    assert hrefs == ["/data/a b.tif", "s3://bucket/vh.tif"]
+    item.assets["vv"].href, item.assets["vh"].href = "./vv.tif", "/data/vh.tif"
+    hrefs = [band.href for band in locate_bands(item, MODALITIES["S1RTC"]).bands]
+    assert hrefs == ["https://example.org/items/vv.tif", "/data/vh.tif"]
