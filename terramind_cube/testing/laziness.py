@@ -29,7 +29,7 @@ class CountingScheduler:
     def __call__(self, graph: Any, keys: Any, **options: Any) -> Any:
         """Compute on the calling thread and count."""
         self.computations += 1
-        return dask.local.get_sync(graph, keys, **options)  # type: ignore[no-untyped-call]
+        return dask.local.get_sync(graph, keys, **options)
 
 
 @contextmanager

@@ -40,9 +40,8 @@ SMALL = ModelDescription(
 
 def write(path, network, description=None, **changes):
     tensors = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
-    for name, value in changes.pop("replace", {}).items():
-        tensors[name] = value
-    for name in changes.pop("drop", ()):
+    tensors |= changes.get("replace", {})
+    for name in changes.get("drop", ()):
         del tensors[name]
     metadata = {DESCRIPTION_KEY: description.to_json()} if description else None
     save_file(tensors, path, metadata)
