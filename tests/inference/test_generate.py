@@ -5,6 +5,7 @@ from __future__ import annotations
 import dask
 import numpy as np
 import pytest
+import rioxarray  # noqa: F401  # registers `Dataset.rio`
 import xarray as xr
 from dask.base import tokenize
 from distributed import Client, LocalCluster
@@ -237,6 +238,8 @@ def test_user_may_write_with_xarray_alone(generate, cube, tmp_path, expected):
     generate(cube.chunk(y=77, x=50), chunks=64).to_zarr(tmp_path / "plain.zarr", consolidated=False)
     with xr.open_zarr(tmp_path / "plain.zarr", consolidated=False) as opened:
         assert_same_bytes(opened.compute(), expected)
+        assert opened.odc.geobox == cube.odc.geobox
+        assert opened.rio.crs.to_epsg() == 32632
 
 
 BAD = [
