@@ -80,8 +80,13 @@ class Headers:
         self._known: dict[str, _Header] = {}
 
     def geobox(self, source: ItemBands) -> GeoBox | None:
-        """Return the grid of an item's first band; None for a remote file without ``proj:*``."""
-        return _band_geobox(source, source.bands[0], self)
+        """Return the grid of an item's finest band; None for remote files without ``proj:*``.
+
+        Coarser bands may reach beyond it: 60 m pixels rarely fit an area.
+        """
+        grids = [_band_geobox(source, band, self) for band in source.bands]
+        known = [grid for grid in grids if grid is not None]
+        return min(known, key=lambda grid: abs(grid.resolution.x), default=None)
 
     def read(self, source: ItemBands, band: BandLocation) -> _Header | None:
         """Return the header of a local file, None for a remote one.
