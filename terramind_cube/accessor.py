@@ -1,6 +1,7 @@
 """``cube.terramind``: the model's work on a Dataset, each method one call into a room above.
 
-The accessor keeps no state: xarray makes a new one for every copy of a Dataset.
+The accessor keeps no state: xarray makes a new one for every copy of a Dataset. The rooms are
+imported by the methods, so that `import terramind_cube` costs little more than xarray.
 """
 
 from __future__ import annotations
@@ -9,18 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xarray as xr
-
-from terramind_cube.cube.layout import read_layout
-from terramind_cube.display import quicklook
-from terramind_cube.inference.mapping import (
-    generated_regions,
-    map_generation,
-    read_fingerprint,
-)
-from terramind_cube.inference.plan import Options, check_chunk, plan_generation
-from terramind_cube.inference.runtime import Compute
-from terramind_cube.model.generation import Sampling
-from terramind_cube.store.writer import write_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -103,15 +92,21 @@ class TerraMindAccessor:
         Returns
         -------
         xarray.Dataset
-            Lazy, on the cube's grid: ``LULC`` (time, y, x) uint8 with CF flags, 0 = no data, and
-            ``LULC_confidence`` float32, the probability of the class, NaN = no data. An output
-            pixel is nodata only where no input is valid.
+            Lazy, on the cube's grid: ``LULC`` (time, y, x) uint8 with CF flags and
+            ``LULC_confidence`` float32, the probability of the class. Where no input is valid they
+            are 0 and NaN; class 0 with a confidence is the model's own "no data".
 
         Raises
         ------
         ValueError, FileNotFoundError
             If cube, names, weights or numbers do not fit; nothing has been computed then.
         """
+        from terramind_cube.cube.layout import read_layout
+        from terramind_cube.inference.mapping import map_generation
+        from terramind_cube.inference.plan import Options, check_chunk, plan_generation
+        from terramind_cube.inference.runtime import Compute
+        from terramind_cube.model.generation import Sampling
+
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}.")
         options = Options(
@@ -178,6 +173,9 @@ class TerraMindAccessor:
         ValueError
             If the store there is of another request.
         """
+        from terramind_cube.inference.mapping import generated_regions, read_fingerprint
+        from terramind_cube.store.writer import write_result
+
         result = self.generate(
             outputs,
             inputs=inputs,
@@ -224,4 +222,6 @@ class TerraMindAccessor:
         ValueError
             If there is nothing to draw.
         """
+        from terramind_cube.display import quicklook
+
         return quicklook(self._cube, result, time=time)

@@ -70,6 +70,28 @@ def test_output_chunks_and_groups_do_not_change_a_byte(
     assert_same_bytes(result.compute(), expected)
 
 
+@pytest.fixture(scope="module")
+def large():
+    return make_cube(1000, 930, modalities=("S2L2A",), times=1)
+
+
+@pytest.fixture(scope="module")
+def large_expected(small_weights, large):
+    arguments = {"overlap": OVERLAP, "threads": 1, **small_weights}
+    return TerraMindAccessor(large).generate(["LULC"], **arguments).compute()
+
+
+@pytest.mark.parametrize("group", [448, 1792])
+@pytest.mark.parametrize(("read", "written"), [(64, 448), (100, 896), (224, 448), (1000, 896)])
+def test_scenes_of_usual_size_do_not_depend_on_chunks(
+    generate, large, large_expected, monkeypatch, read, written, group
+):
+    monkeypatch.setattr(plan_module, "GROUP_PX", group)
+    result = generate(large.chunk(y=read, x=read), chunks=written)
+    assert result.LULC.chunks[1][0] == written
+    assert_same_bytes(result.compute(), large_expected)
+
+
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 def test_schedulers_do_not_change_a_byte(generate, cube, expected, scheduler, small_groups):
     result = generate(cube.chunk(y=64, x=64), chunks=48)
