@@ -48,7 +48,9 @@ def make_cube(pixels):
 def lazy_pixels(side_px):
     """Random pixels, made chunk by chunk."""
     chunks = (12, 448, 448)
-    return da.random.default_rng(0).integers(1, 8000, (12, side_px, side_px), "uint16", chunks=chunks)
+    return da.random.default_rng(0).integers(
+        1, 8000, (12, side_px, side_px), "uint16", chunks=chunks
+    )
 
 
 def peak_mib():
