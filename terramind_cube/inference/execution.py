@@ -33,8 +33,12 @@ class _Source:
         self.bands = plan.inputs[index]
         nodata = self.bands.nodata
         is_nodata = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
+        if pixels.dtype.kind == "f":
+            is_nodata |= ~np.isfinite(pixels)
         self.is_valid: NDArray[np.bool_] = ~is_nodata.any(axis=0)
-        self.pixels = pixels
+        # One value for every invalid pixel, so that none reaches the model: NaN or infinity in one
+        # of them would spread over the whole tile.
+        self.pixels = np.where(self.is_valid, pixels, np.asarray(nodata, pixels.dtype))
 
     def pad(self, height: int, width: int) -> None:
         """Reflect the pixels southwards and eastwards up to a height and width."""
@@ -123,8 +127,7 @@ def _class_probabilities(
     side = loaded.model.description.grid
     uniform = None
     if plan.sampling.is_random:
-        # A half everywhere keeps the padding of a short batch harmless.
-        uniform = np.full((size, side * side, space.vocabulary), 0.5, np.float32)
+        uniform = np.empty((size, side * side, space.vocabulary), np.float32)
     for first in range(0, len(tiles), size):
         batch = tiles[first : first + size]
         for slot, tile in enumerate(batch):
@@ -140,6 +143,9 @@ def _class_probabilities(
             if uniform is not None:
                 cells = plan.grid.cells(tile)
                 uniform_cells(plan.stream("LULC", time), *cells, uniform[slot])
+        if uniform is not None:
+            # Sampling overwrote the numbers: the slots of a short batch need harmless ones.
+            uniform[len(batch) :] = 0.5
         probability = _forward(plan, loaded, buffers, uniform)
         yield from zip(batch, probability, strict=False)
 

@@ -103,7 +103,7 @@ def _reject_outside_nucleus(
     while len(rows):
         own = probability.gather(1, winner[rows, None])
         above = probability > own
-        is_outside = (probability * above).sum(dim=1) > top_p
+        is_outside = ((probability * above).sum(dim=1) > top_p) & above.any(dim=1)
         rows, probability, above = rows[is_outside], probability[is_outside], above[is_outside]
-        score = score[is_outside].masked_fill_(~above, -1)
+        score = score[is_outside].masked_fill_(~above, -torch.inf)
         winner[rows] = score.argmax(dim=1)

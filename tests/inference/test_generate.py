@@ -311,3 +311,34 @@ def test_truncated_weights_are_refused(cube, small_weights, tmp_path):
     path.write_bytes(small_weights["weights"].read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"cut\.safetensors"):
         TerraMindAccessor(cube).generate(["LULC"], weights=path)
+
+
+def test_peaked_logits_and_a_short_last_batch_end_and_change_nothing(generate, cube, monkeypatch):
+    """A short batch must not sample with numbers that an earlier batch has overwritten."""
+    from terramind_cube.inference import execution
+
+    forward = execution._forward
+
+    def peaked(plan, loaded, buffers, uniform):
+        head = loaded.model.decoder_embeddings["tok_lulc"].to_logits
+        original = head.weight.data
+        head.weight.data = original * 20
+        try:
+            return forward(plan, loaded, buffers, uniform)
+        finally:
+            head.weight.data = original
+
+    monkeypatch.setattr(execution, "_forward", peaked)
+    odd = generate(cube.isel(time=[0]), compute_batch=7).compute(scheduler="synchronous")
+    one = generate(cube.isel(time=[0]), compute_batch=1).compute(scheduler="synchronous")
+    assert (odd.LULC == one.LULC).mean() > 0.99
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_bad_pixel_costs_one_pixel(generate, bad):
+    cube = make_cube(64, 64, modalities=("S2L2A",), times=1)
+    zeroed = cube.copy(deep=True)
+    zeroed.S2L2A[:, :, 60, 60] = 0
+    spoilt = cube.assign(S2L2A=cube.S2L2A.astype("float32"))
+    spoilt.S2L2A[:, 3, 60, 60] = bad
+    assert_same_bytes(generate(spoilt).compute(), generate(zeroed).compute())
