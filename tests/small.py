@@ -11,7 +11,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
 from terramind_cube.modalities import MODALITIES
-from terramind_cube.model.loading import _untrained
+from terramind_cube.model.loading import fill_untrained
 from terramind_cube.model.tokenizers import Tokenizer
 from terramind_cube.model.transformer import TerraMind
 from terramind_cube.model.variants import (
@@ -50,7 +50,8 @@ def write_weights(folder):
         ("model", TerraMind(MODEL), MODEL),
         ("tokenizer", Tokenizer(TOKENIZER), TOKENIZER),
     ):
-        tensors = _untrained(network).state_dict()
+        fill_untrained(network)
+        tensors = network.state_dict()
         metadata = {DESCRIPTION_KEY: description.to_json()}
         save_safetensors(folder / f"{name}.safetensors", tensors, metadata)
     return {

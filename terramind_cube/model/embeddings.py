@@ -6,12 +6,14 @@ network's input is their sum, and the decoder adds the embedding to the context 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from terramind_cube.model.layers import (
+    Linear,
     interpolate_positions,
     sincos_positions_1d,
     sincos_positions_2d,
@@ -26,6 +28,7 @@ __all__ = [
     "SequenceTarget",
     "TokenEmbedding",
     "TokenTarget",
+    "VisibleTokens",
     "patchify",
 ]
 
@@ -39,6 +42,26 @@ def patchify(x: Tensor, patch_px: int) -> Tensor:
     return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch_px * patch_px * channels)
 
 
+@dataclass(frozen=True)
+class VisibleTokens:
+    """Some tokens of a grid, the others being unknown.
+
+    Attributes
+    ----------
+    ids : torch.Tensor
+        Token ids (B, n), int64.
+    positions : torch.Tensor
+        Their row-major places (B, n), int64.
+    rows, cols : int
+        Of the grid.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    rows: int
+    cols: int
+
+
 class _GridEmbedding(nn.Module):
     """Position table of the pretraining grid and one vector for the modality."""
 
@@ -50,12 +73,19 @@ class _GridEmbedding(nn.Module):
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("pos_emb", sincos_positions_2d(grid, grid, dim))
 
-    def embedding(self, rows: int, cols: int) -> Tensor:
-        """Position and modality vectors of a grid, (1, rows * cols, D)."""
+    def embedding(self, rows: int, cols: int, positions: Tensor | None = None) -> Tensor:
+        """Position and modality vectors of a grid, (1, rows * cols, D).
+
+        With row-major positions (B, n), those of these cells only, (B, n, D).
+        """
         if (rows, cols) == (self.grid, self.grid):
-            return self.pos_emb + self.mod_emb
-        table = self.pos_emb.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return interpolate_positions(table, rows, cols) + self.mod_emb
+            table = self.pos_emb
+        else:
+            grid = self.pos_emb.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+            table = interpolate_positions(grid, rows, cols)
+        if positions is not None:
+            table = table[0][positions]
+        return table + self.mod_emb
 
 
 class PixelEmbedding(_GridEmbedding):
@@ -65,7 +95,7 @@ class PixelEmbedding(_GridEmbedding):
         super().__init__(description.dim, description.grid)
         self.patch_px = description.patch_px
         self.channels = channels
-        self.proj = nn.Linear(channels * self.patch_px**2, description.dim, bias=False)
+        self.proj = Linear(channels * self.patch_px**2, description.dim, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map standardised pixels (B, C, H, W) to content (B, N, D) and embedding (1, N, D)."""
@@ -83,6 +113,11 @@ class TokenEmbedding(_GridEmbedding):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Map ids (B, h, w) to content (B, N, D) and embedding (1, N, D)."""
         return self.token_emb(ids.flatten(1)), self.embedding(*ids.shape[-2:])
+
+    def embed_visible(self, tokens: VisibleTokens) -> tuple[Tensor, Tensor]:
+        """Map some tokens of a grid to content (B, n, D) and embedding (B, n, D)."""
+        embedding = self.embedding(tokens.rows, tokens.cols, tokens.positions)
+        return self.token_emb(tokens.ids), embedding
 
 
 class SequenceEmbedding(nn.Module):
@@ -112,7 +147,7 @@ class TokenTarget(_GridEmbedding):
     def __init__(self, description: ModelDescription, space: TokenSpace) -> None:
         super().__init__(description.dim, description.grid)
         self.token_emb = nn.Embedding(space.vocabulary, description.dim)
-        self.to_logits = nn.Linear(description.dim, space.vocabulary, bias=False)
+        self.to_logits = Linear(description.dim, space.vocabulary, bias=False)
         self.token_emb.weight = self.to_logits.weight
 
 
@@ -121,5 +156,5 @@ class SequenceTarget(SequenceEmbedding):
 
     def __init__(self, description: ModelDescription, space: TokenSpace) -> None:
         super().__init__(description, space)
-        self.to_logits = nn.Linear(description.dim, space.vocabulary, bias=False)
+        self.to_logits = Linear(description.dim, space.vocabulary, bias=False)
         self.token_emb.weight = self.to_logits.weight

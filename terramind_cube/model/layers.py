@@ -17,9 +17,11 @@ __all__ = [
     "DecoderBlock",
     "EncoderBlock",
     "GatedMlp",
+    "KeyValueCache",
     "LayerNorm",
+    "Linear",
     "Mlp",
-    "compute_precision",
+    "cast_linear",
     "interpolate_positions",
     "sincos_positions_1d",
     "sincos_positions_2d",
@@ -28,9 +30,22 @@ __all__ = [
 NORM_EPSILON = 1e-6
 
 
-def compute_precision(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Return the context in which matrix products are computed in `dtype`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+class Linear(nn.Linear):
+    """A linear map that computes in the dtype of its weights, whatever comes in.
+
+    Weights are cast once, when a model is loaded: torch.autocast would cast them at every call.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in] to [..., out], in the dtype of the weights."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+def cast_linear(network: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights of every `Linear` in a network; norms and sums stay in float32."""
+    for module in network.modules():
+        if isinstance(module, Linear):
+            module.to(dtype)
 
 
 class LayerNorm(nn.Module):
@@ -53,8 +68,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, bias: bool, activation: str = "gelu") -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden, bias=bias)
-        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.fc1 = Linear(dim, hidden, bias=bias)
+        self.fc2 = Linear(hidden, dim, bias=bias)
         self.is_tanh = activation == "tanh"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,9 +83,9 @@ class GatedMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, bias: bool) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden, bias=bias)
-        self.fc2 = nn.Linear(hidden, dim, bias=bias)
-        self.fc3 = nn.Linear(dim, hidden, bias=bias)
+        self.fc1 = Linear(dim, hidden, bias=bias)
+        self.fc2 = Linear(hidden, dim, bias=bias)
+        self.fc3 = Linear(dim, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
@@ -85,18 +100,43 @@ def _merge_heads(x: Tensor) -> Tensor:
     return x.transpose(-3, -2).flatten(-2)  # (B, H, N, K) -> (B, N, H*K)
 
 
+class KeyValueCache:
+    """Keys and values that a decoder block has seen, for decoding one token after another."""
+
+    def __init__(self) -> None:
+        self.own: tuple[Tensor, Tensor] | None = None  # (B, H, n, K) of the tokens so far
+        self.context: tuple[Tensor, Tensor] | None = None  # (B, H, M, K) of the encoder's context
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the newest token's keys and values; return those of all tokens."""
+        if self.own is not None:
+            keys = torch.cat([self.own[0], keys], dim=2)
+            values = torch.cat([self.own[1], values], dim=2)
+        self.own = keys, values
+        return keys, values
+
+    def repeat(self, times: int) -> None:
+        """Repeat every row of the batch, for several continuations of each."""
+        self.own, self.context = (
+            pair and (pair[0].repeat_interleave(times, 0), pair[1].repeat_interleave(times, 0))
+            for pair in (self.own, self.context)
+        )
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; rows of `qkv` are queries, keys, values, each head-major."""
 
     def __init__(self, dim: int, heads: int, bias: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
-        self.proj = nn.Linear(dim, dim, bias=bias)
+        self.qkv = Linear(dim, 3 * dim, bias=bias)
+        self.proj = Linear(dim, dim, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within x, (B, N, D) to (B, N, D)."""
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Attend within x, (B, N, D) to (B, N, D); with a cache also to the tokens before x."""
         q, k, v = (_split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        if cache is not None:
+            k, v = cache.extend(k, v)
         attended = F.scaled_dot_product_attention(q, k, v)
         return self.proj(_merge_heads(attended))  # type: ignore[no-any-return]
 
@@ -107,15 +147,21 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, heads: int, bias: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(dim, dim, bias=bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=bias)
-        self.proj = nn.Linear(dim, dim, bias=bias)
+        self.q = Linear(dim, dim, bias=bias)
+        self.kv = Linear(dim, 2 * dim, bias=bias)
+        self.proj = Linear(dim, dim, bias=bias)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Attend from x (B, N, D) to context (B, M, D); returns (B, N, D)."""
-        q = _split_heads(self.q(x), self.heads)
+    def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values (B, H, M, K) of a context (B, M, D)."""
         k, v = (_split_heads(part, self.heads) for part in self.kv(context).chunk(2, dim=-1))
-        attended = F.scaled_dot_product_attention(q, k, v)
+        return k, v
+
+    def forward(self, x: Tensor, projected: tuple[Tensor, Tensor]) -> Tensor:
+        """Attend from x (B, N, D) to a projected context; returns (B, N, D)."""
+        k, v = projected
+        if k.shape[2] == 0:  # unconditional: there is nothing to attend to
+            return torch.zeros_like(x)
+        attended = F.scaled_dot_product_attention(_split_heads(self.q(x), self.heads), k, v)
         return self.proj(_merge_heads(attended))  # type: ignore[no-any-return]
 
 
@@ -150,10 +196,19 @@ class DecoderBlock(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.mlp = mlp
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map x (B, N, D), given the context (B, M, D), to (B, N, D)."""
-        x = x + self.self_attn(self.norm1(x))
-        x = x + self.cross_attn(self.query_norm(x), self.context_norm(context))
+    def forward(self, x: Tensor, context: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Map x (B, N, D), given the context (B, M, D), to (B, N, D).
+
+        With a cache, x is the newest token of a sequence (N = 1), and the context is projected
+        once for all of them.
+        """
+        projected = cache.context if cache else None
+        if projected is None:
+            projected = self.cross_attn.project(self.context_norm(context))
+            if cache:
+                cache.context = projected
+        x = x + self.self_attn(self.norm1(x), cache)
+        x = x + self.cross_attn(self.query_norm(x), projected)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 

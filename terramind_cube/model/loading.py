@@ -7,6 +7,7 @@ error that names the tensor (the reference implementation silently initialises i
 from __future__ import annotations
 
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from terramind_cube.model.embeddings import SequenceTarget, TokenTarget
-from terramind_cube.model.tokenizers import Tokenizer
+from terramind_cube.model.tokenizers import Part, Tokenizer
 from terramind_cube.model.transformer import TerraMind
 from terramind_cube.model.variants import (
     MODELS,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Precision",
     "choose_dtype",
+    "fill_untrained",
     "inspect_model_weights",
     "inspect_tokenizer_weights",
     "load_model",
@@ -85,14 +87,17 @@ def load_model(
     if name not in MODELS:
         describe_model(name)
     if weights is None:
-        model = _untrained(TerraMind(describe_model(name)))
+        model = TerraMind(describe_model(name))
+        fill_untrained(model)
     else:
         path = resolve_weights(weights, pretrained=MODELS[name].pretrained, name=name)
         description = inspect_model_weights(name, path)
         with torch.device("meta"):
             model = TerraMind(description)
         _fill(model, path)
-    return _finish(model, device, precision)
+    place = torch.device(device)
+    model.cast(choose_dtype(precision, place))
+    return _finish(model, place)
 
 
 def load_tokenizer(
@@ -118,7 +123,8 @@ def load_tokenizer(
     Returns
     -------
     Tokenizer
-        In evaluation mode, with `latent`, `tokenize` and `decode`.
+        In evaluation mode, with `latent`, `tokenize` and `decode`. Encoder and decoder are read
+        from the file when they are first used.
 
     Raises
     ------
@@ -126,15 +132,29 @@ def load_tokenizer(
         As in `load_model`.
     """
     description = describe_tokenizer(modality, family)
-    if weights is None:
-        tokenizer = _untrained(Tokenizer(description))
-    else:
+    place = torch.device(device)
+    dtype = choose_dtype(precision, place)
+    path = None
+    if weights is not None:
         name = f"the {modality} tokenizer"
         path = resolve_weights(weights, pretrained=description.pretrained, name=name)
-        with torch.device("meta"):
-            tokenizer = Tokenizer(inspect_tokenizer_weights(modality, path, family=family))
+        description = inspect_tokenizer_weights(modality, path, family=family)
+    provide = partial(_provide_part, path, place, dtype)
+    return Tokenizer(description, parts=(), provide=provide).eval()
+
+
+def _provide_part(
+    path: Path | None, place: torch.device, dtype: torch.dtype, tokenizer: Tokenizer, part: Part
+) -> None:
+    """Build one half of a tokenizer and fill it."""
+    with torch.device("cpu" if path is None else "meta"):
+        tokenizer.build(part)
+    if path is None:
+        fill_untrained(tokenizer)
+    else:
         _fill(tokenizer, path)
-    return _finish(tokenizer, device, precision)
+    tokenizer.cast(part, dtype)
+    _finish(tokenizer, place)
 
 
 def inspect_model_weights(name: str, path: Path) -> ModelDescription:
@@ -207,12 +227,15 @@ def _check(network: nn.Module, header: WeightsHeader) -> None:
 
 
 def _fill(network: nn.Module, path: Path) -> None:
-    """Move the file's tensors into a network built on the meta device."""
+    """Move the file's tensors into what a network holds on the meta device."""
     tied = _tied(network)
+    wanted = {
+        name for name, tensor in nn.Module.state_dict(network).items() if tensor.is_meta
+    } - tied
     tensors = {
         name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
         for name, tensor in load_tensors(path).items()
-        if name not in tied
+        if name in wanted
     }
     network.load_state_dict(tensors, strict=False, assign=True)
     for module in network.modules():
@@ -220,7 +243,7 @@ def _fill(network: nn.Module, path: Path) -> None:
             module.token_emb.weight = module.to_logits.weight
 
 
-def _untrained(network: Network) -> Network:
+def fill_untrained(network: nn.Module) -> None:
     """Fill a network with values that depend on each tensor's name alone, on any machine."""
     with torch.no_grad():
         for name, tensor in network.named_parameters():
@@ -232,10 +255,7 @@ def _untrained(network: Network) -> Network:
                 is_vector = name.endswith(("mod_emb", "mask_token"))
                 scale = 0.02 if is_vector else float(np.prod(tensor.shape[1:])) ** -0.5
                 tensor.copy_(torch.from_numpy(values * np.float32(scale)))
-    return network
 
 
-def _finish(network: Network, device: str | torch.device, precision: Precision) -> Network:
-    place = torch.device(device)
-    network.compute_dtype = choose_dtype(precision, place)  # type: ignore[assignment]
+def _finish(network: Network, place: torch.device) -> Network:
     return network.to(place).eval().requires_grad_(False)

@@ -1,60 +1,45 @@
-"""Image tokenizers: ViT encoder, finite scalar quantizer, ViT decoder.
+"""Image tokenizers: ViT encoder, finite scalar quantizer, ViT or diffusion decoder.
 
-Layout and numerics are those of the released LULC tokenizer. Finite scalar quantization follows
-arXiv 2309.15505 with a sigmoid in place of the tanh, so that codes lie in [0, 1].
+Layout and numerics are those of the released tokenizers: land cover is decoded by a ViT in one pass,
+every other modality by a UNet that walks from noise to the image. The two halves are loaded when
+they are first needed, so that generating needs no encoder and tokenizing no decoder.
 """
 
 from __future__ import annotations
 
-import math
+import threading
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from terramind_cube.modalities import MODALITIES, V1_STATISTICS
+from terramind_cube.model.diffusion import SAMPLERS, Sampler, noise_levels, sample_image
 from terramind_cube.model.layers import (
     NORM_EPSILON,
     EncoderBlock,
+    Linear,
     Mlp,
-    compute_precision,
+    cast_linear,
     interpolate_positions,
     sincos_positions_2d,
 )
+from terramind_cube.model.quantizer import FiniteScalarQuantizer
+from terramind_cube.model.unet import UNet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from terramind_cube.model.variants import TokenizerDescription
 
-__all__ = ["FiniteScalarQuantizer", "Tokenizer"]
+__all__ = ["PARTS", "Clamp", "Tokenizer"]
 
-
-class FiniteScalarQuantizer:
-    """Mixed-radix numbers of rounded latents; it has no parameters.
-
-    Parameters
-    ----------
-    levels : tuple of int
-        Levels per latent, least significant first.
-    """
-
-    def __init__(self, levels: tuple[int, ...]) -> None:
-        self.levels = levels
-        self.size = math.prod(levels)
-        self.basis = tuple(math.prod(levels[:i]) for i in range(len(levels)))
-
-    def quantize(self, latent: Tensor) -> Tensor:
-        """Map latents (B, L, h, w) to token ids (B, h, w), int64; halves round to even."""
-        tops = latent.new_tensor([level - 1 for level in self.levels])[:, None, None]
-        numbers = torch.round(torch.sigmoid(latent) * tops).long()
-        basis = torch.tensor(self.basis, device=latent.device)[:, None, None]
-        return (numbers * basis).sum(dim=1)
-
-    def dequantize(self, ids: Tensor) -> Tensor:
-        """Map token ids (B, h, w) to codes (B, L, h, w) in [0, 1], float32."""
-        basis = torch.tensor(self.basis, device=ids.device)[:, None, None]
-        levels = torch.tensor(self.levels, device=ids.device)[:, None, None]
-        return (ids[:, None] // basis % levels).float() / (levels - 1).float()
+Part = Literal["encoder", "decoder"]
+PARTS: tuple[Part, Part] = ("encoder", "decoder")
+Clamp = Literal["physical", "released"]
+CLAMPS = ("physical", "released", None)
 
 
 class _ViT(nn.Module):
@@ -79,18 +64,20 @@ class _ViT(nn.Module):
             for _ in range(depth)
         )
         self.norm_mlp = norm(dim)
+        # The latents' last layers stay in float32 whatever the precision of the blocks.
         self.post_mlp = Mlp(dim, description.mlp_hidden, bias=True, activation="tanh")
 
     def transform(self, x: Tensor) -> Tensor:
-        """Map a feature grid (B, D, h, w) to tokens (B, h * w, D)."""
+        """Map a feature grid (B, D, h, w) to tokens (B, h * w, D), float32."""
         rows, cols = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2) + interpolate_positions(self.pos_emb, rows, cols)
         for block in self.blocks:
             x = block(x)
-        # The latents' last layers stay in float32 whatever the precision around them.
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            return x + self.post_mlp(self.norm_mlp(x))  # type: ignore[no-any-return]
+        return x + self.post_mlp(self.norm_mlp(x))  # type: ignore[no-any-return]
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the blocks compute in a dtype."""
+        cast_linear(self.blocks, dtype)
 
 
 class _Encoder(_ViT):
@@ -108,17 +95,15 @@ class _Decoder(_ViT):
     def __init__(self, description: TokenizerDescription) -> None:
         super().__init__(description, description.decoder_depth)
         self.patch_px = description.patch_px
-        self.out_proj = nn.Linear(description.dim, description.channels * self.patch_px**2)
+        self.out_proj = Linear(description.dim, description.channels * self.patch_px**2)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, cols = x.shape[-2:]
+        patch = self.patch_px
         patches = self.out_proj(self.transform(x))  # (B, h*w, C*p*p), order (c, ph, pw)
-        return F.fold(
-            patches.transpose(1, 2),
-            (rows * self.patch_px, cols * self.patch_px),
-            self.patch_px,
-            stride=self.patch_px,
-        )
+        image: Tensor = patches.view(len(x), rows, cols, -1, patch, patch)
+        image = image.permute(0, 3, 1, 4, 2, 5)  # (B, C, h, p, w, p)
+        return image.reshape(len(x), -1, rows * patch, cols * patch).float()
 
 
 class Tokenizer(nn.Module):
@@ -127,18 +112,64 @@ class Tokenizer(nn.Module):
     Parameters
     ----------
     description : TokenizerDescription
+    parts : tuple of {"encoder", "decoder"}
+        The halves to build now.
+    provide : callable, optional
+        Called as ``provide(tokenizer, part)`` when a half that was not built is first needed; it
+        builds and fills it.
     """
 
-    def __init__(self, description: TokenizerDescription) -> None:
+    def __init__(
+        self,
+        description: TokenizerDescription,
+        parts: tuple[Part, ...] = PARTS,
+        provide: Callable[[Tokenizer, Part], None] | None = None,
+    ) -> None:
         super().__init__()
         self.description = description
-        self.compute_dtype = torch.float32
         self.quantizer = FiniteScalarQuantizer(description.fsq_levels)
-        latents = len(description.fsq_levels)
-        self.encoder = _Encoder(description)
-        self.quant_proj = nn.Conv2d(description.dim, latents, 1)
-        self.post_quant_proj = nn.Conv2d(latents, description.dim, 1)
-        self.decoder = _Decoder(description)
+        self._provide = provide
+        self._providing = threading.Lock()
+        for part in parts:
+            self.build(part)
+
+    def build(self, part: Part) -> None:
+        """Add the modules of one half, unfilled."""
+        row = self.description
+        latents = len(row.fsq_levels)
+        if part == "encoder":
+            self.quant_proj = nn.Conv2d(row.dim, latents, 1)
+            self.encoder = _Encoder(row)
+        elif row.unet is None:
+            self.post_quant_proj = nn.Conv2d(latents, row.dim, 1)
+            self.decoder: nn.Module = _Decoder(row)
+        else:
+            self.decoder = UNet(row.channels, latents, row.unet)
+
+    def has(self, part: Part) -> bool:
+        """Whether a half is in memory."""
+        return part in self._modules
+
+    def cast(self, part: Part, dtype: torch.dtype) -> None:
+        """Let a half compute in a dtype; quantization and sums stay in float32."""
+        half = self._modules[part]
+        if isinstance(half, _ViT):
+            half.cast(dtype)
+        elif isinstance(half, UNet):
+            # Convolutions on CPUs and GPUs alike are fastest with the channels last.
+            half.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def require(self, *parts: Part) -> None:
+        """Load halves that are not in memory yet."""
+        with self._providing:
+            for part in parts:
+                if self._provide is not None and not self.has(part):
+                    self._provide(self, part)
+
+    @property
+    def decodes_by_diffusion(self) -> bool:
+        """Whether decoding takes noise and steps."""
+        return self.description.unet is not None
 
     @torch.inference_mode()
     def latent(self, x: Tensor) -> Tensor:
@@ -148,34 +179,35 @@ class Tokenizer(nn.Module):
         ----------
         x : torch.Tensor
             Standardised image (B, C, H, W); of LULC also class codes (B, H, W) or (B, 1, H, W).
-            H and W are multiples of the patch.
+            Sides that are no multiple of the patch are reflected southwards and eastwards to one.
 
         Raises
         ------
         ValueError
-            If channels, classes or size do not fit.
+            If channels or classes do not fit.
         """
         x = self._as_channels(x)
-        height, width = x.shape[-2:]
+        self.require("encoder")
         patch = self.description.patch_px
-        if height % patch or width % patch:
-            raise ValueError(f"{height} x {width} pixels are no whole patches of {patch} px.")
-        with compute_precision(self.compute_dtype, x.device):
-            features = self.encoder(x)
-        return self.quant_proj(features.float())  # type: ignore[no-any-return]
+        rest = [-side % patch for side in x.shape[-2:]]
+        if any(rest):
+            # Reflection cannot reach further than the image itself.
+            is_short = any(more >= side for more, side in zip(rest, x.shape[-2:], strict=True))
+            mode = "replicate" if is_short else "reflect"
+            x = F.pad(x, (0, rest[1], 0, rest[0]), mode=mode)
+        return self.quant_proj(self.encoder(x))  # type: ignore[no-any-return]
 
     def tokenize(self, x: Tensor) -> Tensor:
         """Return token ids (B, h, w), int64; see `latent` for the input."""
         return self.quantizer.quantize(self.latent(x))
 
-    @torch.inference_mode()
     def decode(  # the public signature that all tokenizers share
         self,
         ids: Tensor,
         steps: int = 10,
         noise: Tensor | None = None,
-        sampler: str = "dpm++",
-        clamp: str | None = "physical",
+        sampler: Sampler = "dpm++",
+        clamp: Clamp | None = "physical",
         size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Decode token ids.
@@ -183,21 +215,24 @@ class Tokenizer(nn.Module):
         Parameters
         ----------
         ids : torch.Tensor
-            Integer ids (B, h, w).
-        steps, noise, sampler, clamp
-            Of diffusion decoders; a ViT decoder runs once, without noise, and ignores them.
+            Integer ids (B, h, w), of any h and w.
+        steps, noise, sampler
+            Of diffusion decoders, see `decode_codes`; a ViT decoder runs once and ignores them.
+        clamp : {"physical", "released"} or None
+            Bounds of every predicted image: the modality's valid range, the released models' one
+            standard deviation around the mean, or none. Of LULC it is ignored.
         size : tuple of int, optional
             Height and width to crop the result to; all of it by default.
 
         Returns
         -------
         torch.Tensor
-            LULC: class logits (B, 10, H, W), float32.
+            Standardised image (B, C, H, W), float32; of LULC class logits (B, 10, H, W).
 
         Raises
         ------
         ValueError
-            If ids are outside the codebook or the size does not fit the grid.
+            If ids are outside the codebook, or size, noise, steps or names do not fit.
         """
         if ids.ndim != 3 or ids.is_floating_point():
             raise ValueError(f"Expected integer ids (B, h, w), got {ids.dtype} {tuple(ids.shape)}.")
@@ -211,9 +246,93 @@ class Tokenizer(nn.Module):
         if not (0 < height <= full[0] and 0 < width <= full[1]):
             raise ValueError(f"size {size} does not fit the decoded image of {full} px.")
         codes = self.quantizer.dequantize(ids)
-        with compute_precision(self.compute_dtype, codes.device):
-            image = self.decoder(self.post_quant_proj(codes)).float()
-        return image[..., :height, :width]  # type: ignore[no-any-return]
+        image = self.decode_codes(codes, steps, noise, sampler, clamp)
+        return image[..., :height, :width]
+
+    @torch.inference_mode()
+    def decode_codes(
+        self,
+        codes: Tensor,
+        steps: int = 10,
+        noise: Tensor | None = None,
+        sampler: Sampler = "dpm++",
+        clamp: Clamp | None = "physical",
+    ) -> Tensor:
+        """Decode codes (B, L, h, w) in [0, 1], which need not lie on the quantizer's levels.
+
+        Parameters
+        ----------
+        codes : torch.Tensor
+        steps : int
+            Evaluations of the denoiser.
+        noise : torch.Tensor, optional
+            Standard normal (B, C, H, W), where the image starts; by default numbers of a fixed
+            seed.
+        sampler, clamp
+            As in `decode`.
+
+        Returns
+        -------
+        torch.Tensor
+            As of `decode`, (B, C, h * patch, w * patch).
+        """
+        if clamp not in CLAMPS:
+            raise ValueError(f"Unknown clamp {clamp!r}: 'physical', 'released' or None.")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"Unknown sampler {sampler!r}: give one of {', '.join(SAMPLERS)}.")
+        noise_levels(steps, sampler)
+        self.require("decoder")
+        if self.description.unet is None:
+            image = self.decoder(self.post_quant_proj(codes))
+            bounds = self._bounds(clamp, codes.device)
+            return image if bounds is None else image.clamp(*bounds)  # type: ignore[no-any-return]
+        return self._diffuse(codes, noise, steps, sampler, clamp)
+
+    def _diffuse(
+        self, codes: Tensor, noise: Tensor | None, steps: int, sampler: Sampler, clamp: Clamp | None
+    ) -> Tensor:
+        """Walk from noise to the image on a canvas of whole multiples, and crop it."""
+        row = self.description
+        assert isinstance(self.decoder, UNet)
+        height, width = (side * row.patch_px for side in codes.shape[-2:])
+        shape = (len(codes), row.channels, height, width)
+        if noise is None:
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        if tuple(noise.shape) != shape:
+            raise ValueError(f"noise must be {shape}, got {tuple(noise.shape)}.")
+        noise = noise.to(codes.device, torch.float32)
+        multiple = self.decoder.description.multiple_px
+        bottom, right = -height % multiple, -width % multiple
+        if bottom or right:
+            noise = F.pad(noise, (0, right, 0, bottom), mode="circular")
+            cells = (0, right // row.patch_px, 0, bottom // row.patch_px)
+            codes = F.pad(codes, cells, mode="replicate")
+        image: Tensor = sample_image(
+            lambda x, step: self.decoder(x, step, codes),
+            noise,
+            steps=steps,
+            sampler=sampler,
+            bounds=self._bounds(clamp, codes.device),
+        )
+        return image[..., :height, :width]
+
+    def _bounds(self, clamp: Clamp | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Return least and greatest standardised value per band, (C, 1, 1) each."""
+        modality = MODALITIES[self.description.modality]
+        if clamp is None or modality.kind == "classes" or modality.valid_range is None:
+            return None
+        row = self.description.statistics or V1_STATISTICS[modality.name]
+        mean = torch.tensor(row.mean, device=device)[:, None, None]
+        std = torch.tensor(row.std, device=device)[:, None, None]
+        if clamp == "released":
+            return -torch.ones_like(mean), torch.ones_like(mean)
+        low, high = modality.valid_range
+        return (low - mean) / std, (high - mean) / std
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return every tensor of both halves, by the names of a checkpoint."""
+        self.require(*PARTS)
+        return super().state_dict(*args, **kwargs)
 
     def _as_channels(self, x: Tensor) -> Tensor:
         channels = self.description.channels

@@ -7,7 +7,7 @@ N tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,16 @@ from terramind_cube.model.embeddings import (
     SequenceTarget,
     TokenEmbedding,
     TokenTarget,
+    VisibleTokens,
 )
 from terramind_cube.model.layers import (
     DecoderBlock,
     EncoderBlock,
     GatedMlp,
     LayerNorm,
+    Linear,
     Mlp,
-    compute_precision,
+    cast_linear,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +36,40 @@ if TYPE_CHECKING:
 
     from terramind_cube.model.variants import ModelDescription
 
-__all__ = ["Encoded", "TerraMind"]
+    Input = Tensor | VisibleTokens
+
+__all__ = ["Embedded", "Encoded", "TerraMind"]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Inputs as vectors, before the encoder.
+
+    Attributes
+    ----------
+    content : torch.Tensor
+        Of pixels and tokens, (B, N, D), modalities in the order given.
+    embedding : torch.Tensor
+        Position and modality vectors of the same tokens, (1, N, D) or (B, N, D).
+    rows, cols : int
+        Token grid that every image modality shares.
+    """
+
+    content: Tensor
+    embedding: Tensor
+    rows: int
+    cols: int
+
+    def __add__(self, other: Embedded) -> Embedded:
+        """Put further inputs behind these."""
+        batch = len(self.content)
+        embeddings = (part.expand(batch, -1, -1) for part in (self.embedding, other.embedding))
+        return Embedded(
+            torch.cat([self.content, other.content], dim=1),
+            torch.cat(list(embeddings), dim=1),
+            self.rows,
+            self.cols,
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +81,7 @@ class Encoded:
     tokens : torch.Tensor
         Encoder output after the final norm, (B, N, D), modalities in the order given.
     embedding : torch.Tensor
-        Position and modality vectors of the same tokens, (1, N, D).
+        Position and modality vectors of the same tokens, (1, N, D) or (B, N, D).
     rows, cols : int
         Token grid that every image modality shares.
     """
@@ -69,7 +104,6 @@ class TerraMind(nn.Module):
     def __init__(self, description: ModelDescription) -> None:
         super().__init__()
         self.description = description
-        self.compute_dtype = torch.float32
         dim, heads, bias = description.dim, description.heads, description.bias
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.encoder_embeddings = nn.ModuleDict()
@@ -86,7 +120,7 @@ class TerraMind(nn.Module):
             EncoderBlock(dim, heads, bias, self._mlp()) for _ in range(description.encoder_depth)
         )
         self.encoder_norm = LayerNorm(dim)
-        self.decoder_proj_context = nn.Linear(dim, dim)
+        self.decoder_proj_context = Linear(dim, dim)
         self.decoder = nn.ModuleList(
             DecoderBlock(dim, heads, bias, self._mlp()) for _ in range(description.decoder_depth)
         )
@@ -96,19 +130,51 @@ class TerraMind(nn.Module):
         kind = GatedMlp if self.description.mlp == "swiglu" else Mlp
         return kind(self.description.dim, self.description.mlp_hidden, self.description.bias)
 
-    def encode(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the matrix products compute in a dtype; norms and sums stay in float32."""
+        cast_linear(self, dtype)
+
+    def encode(self, inputs: Mapping[str, Input]) -> Tensor:
         """Encode inputs to (B, N, D); see `encode_inputs`."""
         return self.encode_inputs(inputs).tokens
 
     @torch.inference_mode()
-    def encode_inputs(self, inputs: Mapping[str, Tensor]) -> Encoded:
+    def embed(self, inputs: Mapping[str, Input]) -> Embedded:
+        """Turn any set of modalities into vectors; see `encode_inputs` for inputs and errors."""
+        if not inputs:
+            raise ValueError("No inputs: give at least one modality.")
+        grid = self._common_grid(inputs)
+        contents, embeddings = [], []
+        for name, values in inputs.items():
+            module: Any = self.encoder_embeddings[self._input_key(name, values)]
+            is_partial = isinstance(values, VisibleTokens)
+            content, embedding = module.embed_visible(values) if is_partial else module(values)
+            contents.append(content.float())
+            embeddings.append(embedding)
+        batches = {len(content) for content in contents}
+        if len(batches) > 1:
+            raise ValueError(f"The inputs' batches differ: {sorted(batches)}.")
+        if any(len(embedding) > 1 for embedding in embeddings):
+            embeddings = [part.expand(len(contents[0]), -1, -1) for part in embeddings]
+        return Embedded(torch.cat(contents, dim=1), torch.cat(embeddings, dim=1), *grid)
+
+    @torch.inference_mode()
+    def encode_embedded(self, embedded: Embedded) -> Encoded:
+        """Run the encoder."""
+        x = embedded.content + embedded.embedding
+        for block in self.encoder:
+            x = block(x)
+        return Encoded(self.encoder_norm(x), embedded.embedding, embedded.rows, embedded.cols)
+
+    def encode_inputs(self, inputs: Mapping[str, Input]) -> Encoded:
         """Encode any set of modalities.
 
         Parameters
         ----------
-        inputs : mapping of str to torch.Tensor
+        inputs : mapping of str to torch.Tensor or VisibleTokens
             By public name: standardised pixels (B, C, H, W), float, or token ids, (B, h, w) of a
-            grid or (B, L) of a sequence, integer. H and W are multiples of the patch.
+            grid or (B, L) of a sequence, integer, or some tokens of a grid. H and W are multiples
+            of the patch.
 
         Returns
         -------
@@ -119,40 +185,66 @@ class TerraMind(nn.Module):
         ValueError
             If a modality is unknown or its tensor has the wrong rank, channels or size.
         """
-        if not inputs:
-            raise ValueError("No inputs: give at least one modality.")
-        grid = self._common_grid(inputs)
-        contents, embeddings = [], []
-        with compute_precision(self.compute_dtype, self.mask_token.device):
-            for name, values in inputs.items():
-                content, embedding = self.encoder_embeddings[self._input_key(name, values)](values)
-                contents.append(content)
-                embeddings.append(embedding)
-            embedding = torch.cat(embeddings, dim=1)  # (1, N, D)
-            x = torch.cat(contents, dim=1) + embedding  # (B, N, D)
-            for block in self.encoder:
-                x = block(x)
-            return Encoded(self.encoder_norm(x), embedding, *grid)
+        return self.encode_embedded(self.embed(inputs))
 
     @torch.inference_mode()
-    def decode(self, encoded: Encoded, target: str) -> Tensor:
-        """Return logits (B, N, V), float32, of every position of a target in one pass."""
-        head = self._target(target)
-        with compute_precision(self.compute_dtype, self.mask_token.device):
-            context = self.decoder_proj_context(encoded.tokens) + encoded.embedding
-            queries = self.mask_token + head.embedding(encoded.rows, encoded.cols)
-            x = queries.expand(len(context), -1, -1)
-            for block in self.decoder:
-                x = block(x, context)
-            logits: Tensor = head.to_logits(self.decoder_norm(x))
+    def hidden_states(self, embedded: Embedded) -> list[Tensor]:
+        """Return the output of every encoder block, (B, N, D) each, the last one normalised."""
+        x = embedded.content + embedded.embedding
+        states = []
+        for block in self.encoder:
+            x = block(x)
+            states.append(x)
+        states[-1] = self.encoder_norm(x)
+        return states
+
+    def unconditional(self, like: Encoded) -> Encoded:
+        """Return the encoding of no input at all, for classifier-free guidance."""
+        return Encoded(like.tokens[:, :0], like.embedding[:, :0], like.rows, like.cols)
+
+    def context(self, encoded: Encoded) -> Tensor:
+        """Return what the decoder attends to, (B, N, D)."""
+        return self.decoder_proj_context(encoded.tokens) + encoded.embedding  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def decode(self, encoded: Encoded, target: str, positions: Tensor | None = None) -> Tensor:
+        """Return the logits of a target's positions in one pass.
+
+        Parameters
+        ----------
+        encoded : Encoded
+        target : str
+            Modality of a token grid.
+        positions : torch.Tensor, optional
+            Row-major places (B, n) to decode, int64; all by default.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, n, V), float32.
+        """
+        head = self.target(target)
+        context = self.context(encoded)
+        queries = self.mask_token + head.embedding(encoded.rows, encoded.cols, positions)
+        x = queries.expand(len(context), -1, -1)
+        for block in self.decoder:
+            x = block(x, context)
+        logits: Tensor = head.to_logits(self.decoder_norm(x))
         return logits.float()
 
-    def logits(self, inputs: Mapping[str, Tensor], target: str) -> Tensor:
+    def logits(self, inputs: Mapping[str, Input], target: str) -> Tensor:
         """Return logits (B, N, V) of a target modality given inputs; see `encode_inputs`."""
-        self._target(target)
+        self.target(target)
         return self.decode(self.encode_inputs(inputs), target)
 
-    def _target(self, target: str) -> TokenTarget:
+    def target(self, target: str) -> TokenTarget:
+        """Return the decoder side of a token grid.
+
+        Raises
+        ------
+        ValueError
+            If the model generates no such grid; the nearest one is offered.
+        """
         spaces = {row.modality: row for row in self.description.token_spaces if row.kind == "grid"}
         if target not in spaces:
             raise ValueError(f"{target!r} cannot be generated: {nearest_name(target, spaces)}.")
@@ -160,7 +252,9 @@ class TerraMind(nn.Module):
         assert isinstance(head, TokenTarget)
         return head
 
-    def _input_key(self, name: str, values: Tensor) -> str:
+    def _input_key(self, name: str, values: Input) -> str:
+        if isinstance(values, VisibleTokens):
+            return self._token_key(name, values.ids, rank=2)
         if values.is_floating_point():
             raw = self.description.raw_input(name)
             if raw is None:
@@ -176,24 +270,31 @@ class TerraMind(nn.Module):
                 )
             return raw.key
         space = self.description.token_space(name)
+        return self._token_key(name, values, rank=2 if space and space.kind == "sequence" else 3)
+
+    def _token_key(self, name: str, ids: Tensor, rank: int) -> str:
+        space = self.description.token_space(name)
         if space is None:
             raise ValueError(f"The model knows no tokens of {name!r}; give float pixels.")
-        rank = 3 if space.kind == "grid" else 2
-        if values.ndim != rank:
-            raise ValueError(f"{name}: expected ids of rank {rank}, got {tuple(values.shape)}.")
-        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < space.vocabulary:
+        if ids.ndim != rank:
+            raise ValueError(f"{name}: expected ids of rank {rank}, got {tuple(ids.shape)}.")
+        # Reading ids back from an accelerator would stall it; there they come from this package.
+        is_here = ids.device.type == "cpu" and ids.numel() > 0
+        if is_here and not 0 <= int(ids.min()) <= int(ids.max()) < space.vocabulary:
             raise ValueError(
                 f"{name}: token ids must lie in 0 .. {space.vocabulary - 1}, "
-                f"got {int(values.min())} .. {int(values.max())}."
+                f"got {int(ids.min())} .. {int(ids.max())}."
             )
         return space.key
 
-    def _common_grid(self, inputs: Mapping[str, Tensor]) -> tuple[int, int]:
+    def _common_grid(self, inputs: Mapping[str, Input]) -> tuple[int, int]:
         """Return the token grid shared by all images, that of pretraining if there is none."""
         patch, grids = self.description.patch_px, {}
         for name, values in inputs.items():
             self._input_key(name, values)
-            if values.ndim == 4:
+            if isinstance(values, VisibleTokens):
+                grids[name] = (values.rows, values.cols)
+            elif values.ndim == 4:
                 height, width = values.shape[-2:]
                 if height % patch or width % patch or not height * width:
                     raise ValueError(

@@ -12,7 +12,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from terramind_cube.modalities import MODALITIES, V1_STATISTICS, Statistics, nearest_name
+from terramind_cube.modalities import (
+    LULC_CLASSES,
+    MODALITIES,
+    V1_STATISTICS,
+    Modality,
+    Statistics,
+    nearest_name,
+)
+from terramind_cube.model.unet import UNetDescription
 from terramind_cube.model.weights import PretrainedFile, WeightsError
 
 if TYPE_CHECKING:
@@ -148,7 +156,7 @@ class ModelDescription:
 
 @dataclass(frozen=True)
 class TokenizerDescription:
-    """A tokenizer of ViT encoder, finite scalar quantizer and ViT decoder.
+    """A tokenizer of ViT encoder, finite scalar quantizer, and ViT or diffusion decoder.
 
     Attributes
     ----------
@@ -164,6 +172,10 @@ class TokenizerDescription:
         Pixels along one side of a token.
     position_grid : int
         Side of the stored position table, interpolated to the actual grid.
+    unet : UNetDescription or None
+        Denoiser of a diffusion decoder; None for a ViT decoder.
+    statistics : Statistics or None
+        Mean and standard deviation of its images; None for those of the released v1 models.
     pretrained : PretrainedFile or None
     """
 
@@ -178,6 +190,8 @@ class TokenizerDescription:
     mlp_hidden: int = 3072
     patch_px: int = 16
     position_grid: int = 16
+    unet: UNetDescription | None = None
+    statistics: Statistics | None = None
     pretrained: PretrainedFile | None = None
 
     @property
@@ -192,18 +206,21 @@ class TokenizerDescription:
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> TokenizerDescription:
         """Build a description from the fields that `to_json` wrote."""
-        levels = tuple(fields["fsq_levels"])
-        return cls(**{**fields, "fsq_levels": levels, "pretrained": None})
+        values = {**fields, "fsq_levels": tuple(fields["fsq_levels"]), "pretrained": None}
+        if values.get("unet"):
+            values["unet"] = UNetDescription.from_fields(values["unet"])
+        if values.get("statistics"):
+            row = values["statistics"]
+            values["statistics"] = Statistics(tuple(row["mean"]), tuple(row["std"]))
+        return cls(**values)
 
 
-# Commits that publications of these weights name. Of large and of the LULC tokenizer none is known
-# for certain: the branch stands there, and the file's SHA-256 is recorded with every result.
+# Commits that publications of these weights name. Of large and of the tokenizers none is known for
+# certain: the branch stands there, and the file's SHA-256 is recorded with every result.
 _REVISIONS = {
     "tiny": "2b5ac0a3ed7dd7e922ccfd595b56607f342df343",
     "small": "960f7549bfe9d7a08946860042f83badd604c779",
     "base": "fb96c70d0a5f68dcc44030b89cbfd8ec3fb0c67a",
-    "large": "main",
-    "tokenizer_lulc": "main",
 }
 
 
@@ -219,7 +236,9 @@ def _released(size: str, dim: int, depths: tuple[int, int], hidden: int) -> Mode
         mlp="swiglu" if gated else "gelu",
         bias=not gated,
         pretrained=PretrainedFile(
-            f"ibm-esa-geospatial/TerraMind-1.0-{size}", f"TerraMind_v1_{size}.pt", _REVISIONS[size]
+            f"ibm-esa-geospatial/TerraMind-1.0-{size}",
+            f"TerraMind_v1_{size}.pt",
+            _REVISIONS.get(size, "main"),
         ),
     )
 
@@ -235,24 +254,35 @@ _MODEL_ROWS = (
 MODELS: Mapping[str, ModelDescription] = {row.name: row for row in _MODEL_ROWS}
 """The models that `load_model` knows by name."""
 
-_LULC = MODALITIES["LULC"]
+
+def _released_tokenizer(row: Modality) -> TokenizerDescription:
+    channels = len(LULC_CLASSES) if row.kind == "classes" else len(row.bands)
+    return TokenizerDescription(
+        row.name,
+        "v1",
+        channels,
+        row.fsq_levels or (),
+        unet=None if row.kind == "classes" else UNetDescription(),
+        pretrained=PretrainedFile(
+            f"ibm-esa-geospatial/TerraMind-1.0-Tokenizer-{row.name}",
+            f"TerraMind_Tokenizer_{row.name}.pt",
+            "main",
+        ),
+    )
+
+
+def _nano_tokenizer(row: Modality) -> TokenizerDescription:
+    channels = len(LULC_CLASSES) if row.kind == "classes" else len(row.bands)
+    return TokenizerDescription(
+        row.name, "nano", channels, row.fsq_levels or (), 128, 2, 2, 2, mlp_hidden=512
+    )
+
 
 TOKENIZERS: Mapping[tuple[str, str], TokenizerDescription] = {
-    (row.family, row.modality): row
-    for row in (
-        TokenizerDescription(
-            "LULC",
-            "v1",
-            10,
-            _LULC.fsq_levels or (),
-            pretrained=PretrainedFile(
-                "ibm-esa-geospatial/TerraMind-1.0-Tokenizer-LULC",
-                "TerraMind_Tokenizer_LULC.pt",
-                _REVISIONS["tokenizer_lulc"],
-            ),
-        ),
-        TokenizerDescription("LULC", "nano", 10, _LULC.fsq_levels or (), 128, 2, 2, 2, 512),
-    )
+    (described.family, described.modality): described
+    for row in MODALITIES.values()
+    if row.fsq_levels is not None
+    for described in (_released_tokenizer(row), _nano_tokenizer(row))
 }
 """The tokenizers that `load_tokenizer` knows, by family and modality."""
 
@@ -311,5 +341,5 @@ def describe_tokenizer(
         known = [name for group, name in TOKENIZERS if group == family]
         raise ValueError(
             f"No tokenizer of {modality!r} in the family {family!r}: "
-            f"{nearest_name(modality, known)}. This version generates these."
+            f"{nearest_name(modality, known)}."
         ) from None

@@ -28,6 +28,11 @@ LOGIT_CASES = [
     for name, case in CASES.items()
     if case["kind"] == "logits"
 ]
+TOKENIZER_CASES = [
+    pytest.param(name, marks=() if case["mod"] == "LULC" else pytest.mark.slow)
+    for name, case in CASES.items()
+    if case["kind"] == "tok"
+]
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
@@ -37,11 +42,12 @@ def test_model_layout_is_that_of_the_released_checkpoint(size, shapes):
     assert tensor_shapes(model) == {name: tuple(shape) for name, shape in shapes[size].items()}
 
 
-def test_lulc_tokenizer_layout_is_that_of_the_released_checkpoint(shapes):
+@pytest.mark.parametrize("modality", [name for family, name in TOKENIZERS if family == "v1"])
+def test_tokenizer_layout_is_that_of_the_released_checkpoint(modality, shapes):
     with torch.device("meta"):
-        tokenizer = Tokenizer(TOKENIZERS["v1", "LULC"])
-    expected = {name: tuple(shape) for name, shape in shapes["tokenizer_lulc"].items()}
-    assert tensor_shapes(tokenizer) == expected
+        tokenizer = Tokenizer(TOKENIZERS["v1", modality])
+    released = shapes[f"tokenizer_{modality.lower()}"]
+    assert tensor_shapes(tokenizer) == {name: tuple(shape) for name, shape in released.items()}
 
 
 @pytest.mark.parametrize("name", LOGIT_CASES)
@@ -75,29 +81,44 @@ def test_logits_equal_the_reference(name, seeded_checkpoint):
     np.testing.assert_allclose(logits.std(-1), GOLDENS[f"{name}/logit_std"], rtol=0, atol=TOLERANCE)
 
 
-def test_lulc_tokenizer_equals_the_reference(seeded_checkpoint):
-    case = CASES["tok_lulc"]
-    tokenizer = load_tokenizer("LULC", seeded_checkpoint("tokenizer_lulc", case["seed"]))
-    one_hot = torch.from_numpy(
-        seeded.seeded_input("LULC", case["batch"], case["size"], case["seed"])
+@pytest.mark.parametrize("name", TOKENIZER_CASES)
+def test_tokenizer_equals_the_reference(name, seeded_checkpoint):
+    case = CASES[name]
+    modality, size = case["mod"], case["size"]
+    tokenizer = load_tokenizer(
+        modality, seeded_checkpoint(f"tokenizer_{modality.lower()}", case["seed"])
     )
+    pixels = seeded.seeded_input(modality, case["batch"], size, case["seed"])
+    x = torch.from_numpy(standardize(modality, pixels))
 
-    latent = tokenizer.latent(one_hot).numpy()
-    tokens = tokenizer.tokenize(one_hot).numpy()
-    decoded = tokenizer.decode(torch.from_numpy(GOLDENS["tok_lulc/tokens"])).numpy()
+    latent = tokenizer.latent(x).numpy()
+    tokens = tokenizer.tokenize(x).numpy()
+    golden_tokens = GOLDENS[f"{name}/tokens"]
+    arguments = {}
+    if modality != "LULC":
+        noise = seeded.seeded_noise(seeded.CHANNELS[modality], case["batch"], size, case["seed"])
+        arguments = {
+            "steps": case["steps"],
+            "noise": torch.from_numpy(noise),
+            "sampler": "ddim",
+            "clamp": case.get("clamp", "released"),
+        }
+    decoded = tokenizer.decode(torch.from_numpy(golden_tokens), **arguments).numpy()
 
-    np.testing.assert_allclose(latent, GOLDENS["tok_lulc/latent"], rtol=0, atol=TOLERANCE)
-    levels = np.array(TOKENIZERS["v1", "LULC"].fsq_levels)[:, None, None]
-    scaled = 1 / (1 + np.exp(-GOLDENS["tok_lulc/latent"].astype(np.float64))) * (levels - 1)
+    np.testing.assert_allclose(latent, GOLDENS[f"{name}/latent"], rtol=0, atol=TOLERANCE)
+    levels = np.array(TOKENIZERS["v1", modality].fsq_levels)[:, None, None]
+    scaled = 1 / (1 + np.exp(-GOLDENS[f"{name}/latent"].astype(np.float64))) * (levels - 1)
     is_clear = (np.abs(scaled - np.floor(scaled) - 0.5) > TOLERANCE).all(axis=1)
     assert is_clear.mean() > 0.9
-    np.testing.assert_array_equal(tokens[is_clear], GOLDENS["tok_lulc/tokens"][is_clear])
+    np.testing.assert_array_equal(tokens[is_clear], golden_tokens[is_clear])
     np.testing.assert_allclose(
-        decoded[:, :, ::4, ::4], GOLDENS["tok_lulc/decoded"], rtol=0, atol=TOLERANCE
+        decoded[:, :, ::4, ::4], GOLDENS[f"{name}/decoded"], rtol=0, atol=TOLERANCE
     )
-    np.testing.assert_allclose(
-        decoded.mean((2, 3)), GOLDENS["tok_lulc/decoded_mean"], rtol=0, atol=TOLERANCE
-    )
+    moments = {"mean": decoded.mean((2, 3)), "std": decoded.std((2, 3))}
+    for moment, found in moments.items():
+        if f"{name}/decoded_{moment}" in GOLDENS:
+            golden = GOLDENS[f"{name}/decoded_{moment}"]
+            np.testing.assert_allclose(found, golden, rtol=0, atol=TOLERANCE)
 
 
 def test_class_codes_and_one_hot_give_the_same_tokens():
