@@ -6,21 +6,66 @@ imported by the methods, so that `import terramind_cube` costs little more than 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import xarray as xr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from os import PathLike
+    from typing import TypeAlias, Unpack
 
     from matplotlib.figure import Figure
 
+    from terramind_cube.inference.sequences import SequenceInputs
+    from terramind_cube.inference.sources import Form
+    from terramind_cube.model.diffusion import Sampler
     from terramind_cube.model.loading import Precision
+    from terramind_cube.model.tokenizers import Clamp
     from terramind_cube.store.ledger import Receipt
 
-__all__ = ["TerraMindAccessor"]
+    Weights: TypeAlias = str | PathLike[str]
+
+__all__ = ["GenerateSettings", "TerraMindAccessor"]
+
+
+class GenerateSettings(TypedDict, total=False):
+    """Keyword arguments of `TerraMindAccessor.generate`, where each is described."""
+
+    inputs: Sequence[str] | Mapping[str, str] | None
+    model: str
+    weights: Weights | None
+    tokenizer_weights: Mapping[str, Weights] | None
+    vocabularies: Mapping[str, Weights] | None
+    seed: int
+    n_samples: int
+    keep_samples: bool
+    chain: bool
+    think: Sequence[str]
+    temperature: float
+    top_p: float
+    top_k: int
+    decoding_steps: int
+    scheme: Literal["roar", "maskgit"]
+    schedule: Literal["cosine", "linear"]
+    temperature_schedule: str
+    guidance: float | Mapping[str, float] | None
+    soft: bool
+    steps: int
+    sampler: Sampler
+    clamp: Clamp | None
+    bands: Mapping[str, Sequence[str]] | None
+    caption: str | None
+    candidates: int
+    token_confidence: bool | None
+    overlap: int
+    chunks: int | Mapping[str, int] | None
+    precision: Precision
+    device: str | None
+    compute_batch: int | None
+    threads: int | None
 
 
 @xr.register_dataset_accessor("terramind")
@@ -40,15 +85,32 @@ class TerraMindAccessor:
         self,
         outputs: Sequence[str],
         *,
-        inputs: Sequence[str] | None = None,
+        inputs: Sequence[str] | Mapping[str, str] | None = None,
         model: str = "terramind_nano",
-        weights: str | PathLike[str] | None = None,
-        tokenizer_weights: Mapping[str, str | PathLike[str]] | None = None,
+        weights: Weights | None = None,
+        tokenizer_weights: Mapping[str, Weights] | None = None,
+        vocabularies: Mapping[str, Weights] | None = None,
         seed: int = 0,
+        n_samples: int = 1,
+        keep_samples: bool = False,
+        chain: bool = False,
+        think: Sequence[str] = (),
         temperature: float = 1.0,
         top_p: float = 0.8,
         top_k: int = 0,
+        decoding_steps: int = 1,
+        scheme: Literal["roar", "maskgit"] = "roar",
+        schedule: Literal["cosine", "linear"] = "cosine",
+        temperature_schedule: str = "constant",
+        guidance: float | Mapping[str, float] | None = None,
+        soft: bool = False,
         steps: int = 10,
+        sampler: Sampler = "dpm++",
+        clamp: Clamp | None = "physical",
+        bands: Mapping[str, Sequence[str]] | None = None,
+        caption: str | None = None,
+        candidates: int = 5,
+        token_confidence: bool | None = None,
         overlap: int = 32,
         chunks: int | Mapping[str, int] | None = None,
         precision: Precision = "float32",
@@ -61,21 +123,68 @@ class TerraMindAccessor:
         Parameters
         ----------
         outputs : sequence of str
-            Modalities to generate; this version decodes ``"LULC"``.
-        inputs : sequence of str, optional
-            Modalities to look at; by default every one of the cube whose pixels TerraMind takes.
+            Modalities to generate, in this order: ``"S2L2A"``, ``"S1GRD"``, ``"S1RTC"``, ``"DEM"``,
+            ``"LULC"``, ``"NDVI"``, ``"Coordinates"``.
+        inputs : sequence of str, or mapping of str to {"pixels", "tokens"}, optional
+            Modalities to look at; by default every one of the cube whose pixels TerraMind takes and
+            that is not generated. A mapping chooses for each whether the model sees its pixels or
+            its tokens; LULC and NDVI are always tokens. ``"Coordinates"`` shows the model where
+            each tile lies.
         model : str
             See `terramind_cube.load_model`.
         weights : path or "pretrained", optional
             The model's weights; None gives fixed, untrained ones.
         tokenizer_weights : mapping of str to path or "pretrained", optional
-            Weights of the outputs' tokenizers, by modality.
+            Weights of the tokenizers of outputs and of inputs that are seen as tokens.
+        vocabularies : mapping of str to path, optional
+            Vocabulary files of ``"Coordinates"`` (by default a bundled one) and ``"Captions"``.
         seed : int
             Chooses the random numbers of every world cell.
+        n_samples : int
+            Members of an ensemble. With more than one, continuous outputs are their mean, with
+            ``X_std`` beside it; land cover is the most probable class on average, with
+            ``LULC_probability`` and ``LULC_entropy``.
+        keep_samples : bool
+            Whether each member is returned too, as ``X_samples``.
+        chain : bool
+            Whether each generated modality is an input of the next one.
+        think : sequence of str
+            Modalities whose tokens are generated first and looked at, but never decoded
+            (Thinking-in-Modalities, arXiv 2504.11171).
         temperature, top_p, top_k
             How tokens are drawn; temperature 0 takes the most probable one.
+        decoding_steps : int
+            Steps in which the tokens of an output are decided; from the second on they see those
+            decided before.
+        scheme : {"roar", "maskgit"}
+            Whether a step decides a random part of the rest, or the most confident part.
+        schedule : {"cosine", "linear"}
+            Whether steps grow, or are equally large.
+        temperature_schedule : str
+            ``"constant"``, ``"linear"`` or ``"onex:MIN:POWER"``.
+        guidance : float, or mapping of str to float, optional
+            Classifier-free guidance: one weight for all inputs, or one for each that is named;
+            1 is the model itself, more exaggerates what an input says.
+        soft : bool
+            Whether continuous outputs are decoded from the expected code of each token in place of
+            the drawn one: closer to the mean, with less texture. It does not concern LULC.
         steps : int
-            Diffusion steps of outputs that are decoded by diffusion; LULC is not.
+            Evaluations of the denoiser, for outputs that are decoded by diffusion.
+        sampler : {"dpm++", "ddim"}
+            DPM-Solver++(2M), or the released DDIM; 10 steps of the first are as good as 50 of the
+            other.
+        clamp : {"physical", "released"} or None
+            Bounds of every predicted image: the modality's valid range, the released models' one
+            standard deviation around the mean (which cuts elevation at 1622 m), or none.
+        bands : mapping of str to sequence of str, optional
+            Bands to look at, by modality; the others count as their mean.
+        caption : str, optional
+            Text that the model looks at; for models that know captions.
+        candidates : int
+            Cells in the result of ``"Coordinates"``.
+        token_confidence : bool, optional
+            Whether ``X_token_confidence`` stands beside each output; by default wherever `chunks`
+            is a multiple of the model's patch.
         overlap : int
             Overlap of neighbouring tiles in pixels, a multiple of the model's patch.
         chunks : int or mapping, optional
@@ -85,16 +194,20 @@ class TerraMindAccessor:
         device : str, optional
             "cpu" or "cuda"; by default the GPU where there is one.
         compute_batch : int, optional
-            Tiles per forward pass, a constant of the run.
+            Tiles per forward pass, a constant of the run; by default the largest one that a trial
+            finds to fit a GPU, and 2 on a CPU.
         threads : int, optional
             Threads inside an operation, a constant of the run; by default torch's of this process.
 
         Returns
         -------
         xarray.Dataset
-            Lazy, on the cube's grid: ``LULC`` (time, y, x) uint8 with CF flags and
-            ``LULC_confidence`` float32, the probability of the class. Where no input is valid they
-            are 0 and NaN; class 0 with a confidence is the model's own "no data".
+            Lazy, on the cube's grid. Rasters ``X`` (time, [X_band,] y, x) in the units and dtypes
+            of a cube; where no input is valid they are nodata. ``LULC_confidence`` is the
+            probability of the class; class 0 with a confidence is the model's own "no data".
+            ``X_token_confidence`` (time, token_y, token_x) is the probability of the drawn tokens.
+            ``Coordinates`` (time, tile_y, tile_x, candidate) is the probability of the most likely
+            quarter-degree cells, whose ``Coordinates_latitude`` and ``_longitude`` stand beside it.
 
         Raises
         ------
@@ -102,53 +215,50 @@ class TerraMindAccessor:
             If cube, names, weights or numbers do not fit; nothing has been computed then.
         """
         from terramind_cube.cube.layout import read_layout
-        from terramind_cube.inference.mapping import map_generation
-        from terramind_cube.inference.plan import Options, check_chunk, plan_generation
-        from terramind_cube.inference.runtime import Compute
+        from terramind_cube.inference.generate import Diffusion, Options, plan_generation
+        from terramind_cube.inference.mapping import map_plan
+        from terramind_cube.inference.plan import check_chunk, check_outputs
+        from terramind_cube.inference.runtime import Compute, WeightsChoice
+        from terramind_cube.inference.variables import Ensemble
+        from terramind_cube.model.decoding import Decoding
         from terramind_cube.model.generation import Sampling
 
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}.")
+        sampling = Sampling(temperature, top_p, top_k)
+        layers, forms, sequences = _read_inputs(inputs, caption)
         options = Options(
-            model=model,
-            weights=weights,
-            tokenizer_weights=tokenizer_weights,
-            seed=seed,
-            sampling=Sampling(temperature, top_p, top_k),
-            overlap_px=overlap,
-            chunk_px=check_chunk(chunks),
-            compute=Compute.choose(device, precision, compute_batch, threads),
+            WeightsChoice(model, weights, tokenizer_weights, vocabularies),
+            Compute.choose(device, precision, compute_batch, threads),
+            forms,
+            sequences,
+            seed,
+            Decoding(sampling, decoding_steps, scheme, schedule, temperature_schedule, soft),
+            Diffusion(steps, sampler, clamp),
+            Ensemble(n_samples, keep_samples),
+            guidance,
+            chain,
+            tuple(think),
+            token_confidence,
+            candidates,
+            overlap,
+            check_chunk(chunks),
         )
-        layout = read_layout(self._cube, inputs)
-        return map_generation(layout, plan_generation(layout, outputs, options))
+        names = check_outputs(outputs)
+        layout = read_layout(self._cube, layers, bands=bands, besides=names)
+        return map_plan(layout, plan_generation(layout, names, options))
 
-    def write(  # noqa: PLR0913  # the public surface
+    def write(
         self,
         path: str | PathLike[str],
         outputs: Sequence[str],
         *,
         resume: bool = False,
         progress: Callable[[int, int, Receipt], None] | None = None,
-        inputs: Sequence[str] | None = None,
-        model: str = "terramind_nano",
-        weights: str | PathLike[str] | None = None,
-        tokenizer_weights: Mapping[str, str | PathLike[str]] | None = None,
-        seed: int = 0,
-        temperature: float = 1.0,
-        top_p: float = 0.8,
-        top_k: int = 0,
-        steps: int = 10,
-        overlap: int = 32,
-        chunks: int | Mapping[str, int] | None = None,
-        precision: Precision = "float32",
-        device: str | None = None,
-        compute_batch: int | None = None,
-        threads: int | None = None,
+        **settings: Unpack[GenerateSettings],
     ) -> Path:
         """Generate modalities straight into a Zarr store, group by group.
 
         Memory does not grow with the area, and a run that was killed goes on with
-        ``resume=True``. The other parameters are those of `generate`.
+        ``resume=True``.
 
         Parameters
         ----------
@@ -160,6 +270,8 @@ class TerraMindAccessor:
             Go on with an unfinished store of the same request; start anew where there is none.
         progress : callable, optional
             Called as ``progress(done, total, receipt)`` after each group.
+        **settings
+            The keyword arguments of `generate`.
 
         Returns
         -------
@@ -174,26 +286,13 @@ class TerraMindAccessor:
             If the store there is of another request.
         """
         from terramind_cube.inference.mapping import generated_regions, read_fingerprint
+        from terramind_cube.store.ledger import read_run
         from terramind_cube.store.writer import write_result
 
-        result = self.generate(
-            outputs,
-            inputs=inputs,
-            model=model,
-            weights=weights,
-            tokenizer_weights=tokenizer_weights,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            steps=steps,
-            overlap=overlap,
-            chunks=chunks,
-            precision=precision,
-            device=device,
-            compute_batch=compute_batch,
-            threads=threads,
-        )
+        if resume and settings.get("compute_batch") is None and Path(path).exists():
+            # A trial may find another batch today; the store's own keeps the bytes.
+            settings["compute_batch"] = read_run(path).fingerprint["compute_batch"]
+        result = self.generate(outputs, **settings)
         return write_result(
             result,
             Path(path),
@@ -202,6 +301,185 @@ class TerraMindAccessor:
             resume=resume,
             progress=progress,
         )
+
+    def embed(  # noqa: PLR0913  # the public surface
+        self,
+        *,
+        inputs: Sequence[str] | Mapping[str, str] | None = None,
+        model: str = "terramind_nano",
+        weights: Weights | None = None,
+        tokenizer_weights: Mapping[str, Weights] | None = None,
+        vocabularies: Mapping[str, Weights] | None = None,
+        layers: Sequence[int] | Literal["all"] | None = None,
+        merge: Literal["mean", "max", "concat"] | None = "mean",
+        bands: Mapping[str, Sequence[str]] | None = None,
+        think: Sequence[str] = (),
+        caption: str | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_p: float = 0.8,
+        top_k: int = 0,
+        chunks: int | Mapping[str, int] | None = None,
+        precision: Precision = "float32",
+        device: str | None = None,
+        compute_batch: int | None = None,
+        threads: int | None = None,
+    ) -> xr.DataArray:
+        """Return the features of TerraMind's encoder on its token grid.
+
+        Parameters
+        ----------
+        layers : sequence of int, or "all", optional
+            Encoder blocks, from 0; the last one is normalised. By default the last one alone.
+        merge : {"mean", "max", "concat"} or None
+            How the features of several modalities become one vector per cell; None keeps them
+            apart along ``modality``. Coordinates and captions are looked at but not merged.
+        bands : mapping of str to sequence of str, optional
+            Bands to look at, by modality; the others count as their mean.
+        think : sequence of str
+            Modalities whose tokens are generated first and looked at as further modalities
+            (Thinking-in-Modalities); `seed`, `temperature`, `top_p` and `top_k` draw them.
+        inputs, model, weights, tokenizer_weights, vocabularies, caption, chunks, precision, device,
+        compute_batch, threads
+            As in `generate`.
+
+        Returns
+        -------
+        xarray.DataArray
+            Lazy, float32, (time, [layer,] [modality,] token_y, token_x, feature), with the centres
+            of the token cells as coordinates; NaN where no input is valid. Tiles do not overlap.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            If cube, names, weights or numbers do not fit; nothing has been computed then.
+        """
+        from terramind_cube.cube.layout import read_layout
+        from terramind_cube.inference.features import EMBEDDING, EmbedOptions, plan_embedding
+        from terramind_cube.inference.mapping import map_plan
+        from terramind_cube.inference.plan import check_chunk
+        from terramind_cube.inference.runtime import Compute, WeightsChoice
+        from terramind_cube.model.decoding import Decoding
+        from terramind_cube.model.generation import Sampling
+
+        names, forms, sequences = _read_inputs(inputs, caption)
+        options = EmbedOptions(
+            WeightsChoice(model, weights, tokenizer_weights, vocabularies),
+            Compute.choose(device, precision, compute_batch, threads),
+            forms,
+            sequences,
+            layers,
+            merge,
+            tuple(think),
+            Decoding(Sampling(temperature, top_p, top_k)),
+            seed,
+            check_chunk(chunks),
+        )
+        layout = read_layout(self._cube, names, bands=bands)
+        return map_plan(layout, plan_embedding(layout, options))[EMBEDDING]
+
+    def tokenize(
+        self,
+        modalities: Sequence[str],
+        *,
+        model: str = "terramind_nano",
+        tokenizer_weights: Mapping[str, Weights] | None = None,
+        chunks: int | Mapping[str, int] | None = None,
+        precision: Precision = "float32",
+        device: str | None = None,
+        compute_batch: int | None = None,
+        threads: int | None = None,
+    ) -> xr.Dataset:
+        """Return the token ids of modalities of the cube.
+
+        Parameters
+        ----------
+        modalities : sequence of str
+            Rasters that have a tokenizer.
+        model : str
+            Whose tokenizers to take.
+        tokenizer_weights, chunks, precision, device, compute_batch, threads
+            As in `generate`.
+
+        Returns
+        -------
+        xarray.Dataset
+            Lazy ``X_tokens`` (time, token_y, token_x), int32, -1 where the modality has no valid
+            pixel. Tiles do not overlap.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            If cube, names or weights do not fit; nothing has been computed then.
+        """
+        from terramind_cube.cube.layout import read_layout
+        from terramind_cube.inference.features import plan_tokenization
+        from terramind_cube.inference.mapping import map_plan
+        from terramind_cube.inference.plan import check_chunk, check_outputs
+        from terramind_cube.inference.runtime import Compute, WeightsChoice
+
+        layout = read_layout(self._cube, check_outputs(modalities, "modalities"))
+        choice = WeightsChoice(model, None, tokenizer_weights)
+        compute = Compute.choose(device, precision, compute_batch, threads)
+        return map_plan(layout, plan_tokenization(layout, choice, compute, check_chunk(chunks)))
+
+    def reconstruct(  # noqa: PLR0913  # the public surface
+        self,
+        modalities: Sequence[str],
+        *,
+        model: str = "terramind_nano",
+        tokenizer_weights: Mapping[str, Weights] | None = None,
+        seed: int = 0,
+        steps: int = 10,
+        sampler: Sampler = "dpm++",
+        clamp: Clamp | None = "physical",
+        overlap: int = 32,
+        chunks: int | Mapping[str, int] | None = None,
+        precision: Precision = "float32",
+        device: str | None = None,
+        compute_batch: int | None = None,
+        threads: int | None = None,
+    ) -> xr.Dataset:
+        """Tokenize modalities of the cube and decode them again, to judge a tokenizer.
+
+        Parameters
+        ----------
+        modalities : sequence of str
+            Rasters that have a tokenizer.
+        model : str
+            Whose tokenizers to take.
+        tokenizer_weights, seed, steps, sampler, clamp, overlap, chunks, precision, device,
+        compute_batch, threads
+            As in `generate`.
+
+        Returns
+        -------
+        xarray.Dataset
+            Lazy, the modalities under their own names; each is nodata where it was.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            If cube, names, weights or numbers do not fit; nothing has been computed then.
+        """
+        from terramind_cube.cube.layout import read_layout
+        from terramind_cube.inference.features import plan_reconstruction
+        from terramind_cube.inference.generate import Diffusion
+        from terramind_cube.inference.mapping import map_plan
+        from terramind_cube.inference.plan import check_chunk, check_outputs
+        from terramind_cube.inference.runtime import Compute, WeightsChoice
+
+        how = Diffusion(steps, sampler, clamp)
+        layout = read_layout(self._cube, check_outputs(modalities, "modalities"))
+        plan = plan_reconstruction(
+            layout,
+            WeightsChoice(model, None, tokenizer_weights),
+            Compute.choose(device, precision, compute_batch, threads),
+            how,
+            (overlap, check_chunk(chunks)),
+            seed,
+        )
+        return map_plan(layout, plan)
 
     def plot(self, result: xr.Dataset | None = None, *, time: int = 0) -> Figure:
         """Draw one date of the cube: true colour, land cover, confidence, whatever is there.
@@ -225,3 +503,27 @@ class TerraMindAccessor:
         from terramind_cube.display import quicklook
 
         return quicklook(self._cube, result, time=time)
+
+
+def _read_inputs(
+    inputs: Sequence[str] | Mapping[str, str] | None, caption: str | None
+) -> tuple[list[str] | None, dict[str, Form], SequenceInputs]:
+    """Return the rasters, in which form the model sees them, and the sequences."""
+    from terramind_cube.inference.sequences import SequenceInputs
+
+    if isinstance(inputs, str):
+        raise ValueError(f"inputs is a list of modalities: give [{inputs!r}].")  # noqa: TRY004
+    names = None if inputs is None else list(inputs)
+    forms: dict[str, Any] = dict(inputs) if isinstance(inputs, Mapping) else {}
+    has_coordinates = bool(names) and "Coordinates" in (names or ())
+    if caption is not None and not caption.strip():
+        raise ValueError("caption is empty: leave it out for none.")
+    for name in ("Coordinates", "Captions"):
+        forms.pop(name, None)
+    if names is not None:
+        if "Captions" in names and caption is None:
+            raise ValueError("inputs names Captions: give the text as caption='...'.")
+        rasters = [name for name in names if name not in ("Coordinates", "Captions")]
+        # Sequences alone name no area to fill.
+        names = rasters or None
+    return names, forms, SequenceInputs(has_coordinates, caption)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-    from terramind_cube.inference.plan import Options
+    from terramind_cube.inference.generate import Options
     from terramind_cube.model.loading import Precision
 
 __all__ = ["app", "main"]
@@ -160,6 +160,12 @@ _TokenizerWeights = Annotated[
 _Seed = Annotated[int, _option("Of the random numbers.", _MODEL, "N")]
 _Temperature = Annotated[float, _option("0 takes the most probable token.", _MODEL)]
 _TopP = Annotated[float, _option("Share of the probability that is drawn from.", _MODEL)]
+_Steps = Annotated[int, _option("Diffusion steps.", _MODEL, "N")]
+_DecodingSteps = Annotated[int, _option("Steps in which tokens are decided.", _MODEL, "N")]
+_Chain = Annotated[
+    bool, typer.Option("--chain", help="Each output sees those before it.", rich_help_panel=_MODEL)
+]
+_Samples = Annotated[int, _option("Members of an ensemble.", _MODEL, "N")]
 _Overlap = Annotated[int, _option("Overlap of neighbouring tiles.", _MODEL, "PX")]
 _Chunks = Annotated[int, _option("Side of the store's chunks.", _WORK, "PX")]
 _Precision = Annotated[str, _option("float32, bfloat16 or auto.", _WORK)]
@@ -254,6 +260,10 @@ def generate(  # noqa: PLR0913  # the public surface
     seed: _Seed = 0,
     temperature: _Temperature = 1.0,
     top_p: _TopP = 0.8,
+    steps: _Steps = 10,
+    decoding_steps: _DecodingSteps = 1,
+    chain: _Chain = False,
+    samples: _Samples = 1,
     overlap: _Overlap = 32,
     chunks: _Chunks = 896,
     precision: _Precision = "float32",
@@ -274,15 +284,24 @@ def generate(  # noqa: PLR0913  # the public surface
     console = _make_console()
     with _status(console, "Loading the libraries"):
         from terramind_cube.cube.load import load_cube
-        from terramind_cube.inference.plan import Options, check_chunk
-        from terramind_cube.inference.runtime import Compute
+        from terramind_cube.inference.generate import Diffusion, Options
+        from terramind_cube.inference.plan import check_chunk
+        from terramind_cube.inference.runtime import Compute, WeightsChoice
+        from terramind_cube.inference.variables import Ensemble
+        from terramind_cube.model.decoding import Decoding
         from terramind_cube.model.generation import Sampling
         from terramind_cube.stac import open_catalog
     options = Options(
-        model, weights, tokenizers, seed, Sampling(temperature, top_p), overlap,
-        check_chunk(chunks),
+        WeightsChoice(model, weights, tokenizers),
         Compute.choose(device, cast("Precision", precision), compute_batch, threads),
-    )  # fmt: skip
+        seed=seed,
+        decoding=Decoding(Sampling(temperature, top_p), decoding_steps),
+        diffusion=Diffusion(steps),
+        ensemble=Ensemble(samples),
+        is_chained=chain,
+        overlap_px=overlap,
+        chunk_px=check_chunk(chunks),
+    )
     with _status(console, "Searching the catalog"):
         seen = inputs or ["S2L2A"]
         cube = load_cube(open_catalog(catalog), bbox=area, datetime=datetime, modalities=seen)
@@ -302,12 +321,12 @@ def _plan_result(
     """Return the lazy result, and what to say about it before it is computed."""
     from terramind_cube.cube.layout import read_layout
     from terramind_cube.display import describe_plan
-    from terramind_cube.inference.mapping import map_generation
-    from terramind_cube.inference.plan import plan_generation
+    from terramind_cube.inference.generate import plan_generation
+    from terramind_cube.inference.mapping import map_plan
 
     layout = read_layout(cube, inputs)
     plan = plan_generation(layout, outputs, options)
-    result = map_generation(layout, plan)
+    result = map_plan(layout, plan)
     return result, describe_plan(layout, plan)
 
 

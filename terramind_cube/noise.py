@@ -18,7 +18,7 @@ from terramind_cube.kernels.reference import philox
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["NoiseStream", "uniform_cells"]
+__all__ = ["NoiseStream", "normal_image", "uniform_cells"]
 
 _WORD = 0xFFFFFFFF
 
@@ -32,7 +32,7 @@ class NoiseStream:
     seed : int
         The user's seed, 0 to 2^64 - 1.
     modality : str
-        Public name of what is generated.
+        Public name of what is generated, with what for behind it where it is not its tokens.
     time : int
         Nanoseconds since 1970 of the time step; 0 for a static cube.
     sample : int
@@ -67,6 +67,7 @@ def uniform_cells(
     rows: NDArray[np.int64],
     cols: NDArray[np.int64],
     out: NDArray[np.float32],
+    places: NDArray[np.int64] | None = None,
 ) -> None:
     """Fill `out` with uniform numbers in (0, 1) for a grid of world cells.
 
@@ -77,6 +78,34 @@ def uniform_cells(
         World cells of the grid's rows (h) and columns (w).
     out : numpy.ndarray, float32, shape (h * w, count)
         Row-major over the grid.
+    places : numpy.ndarray, int64, shape (n,), optional
+        Row-major places of some cells, in place of all of them; `out` is then (n, count).
     """
     grid_rows, grid_cols = np.repeat(rows, len(cols)), np.tile(cols, len(rows))
+    if places is not None:
+        grid_rows, grid_cols = grid_rows[places], grid_cols[places]
     cpu.philox_uniform(stream.key(), grid_rows, grid_cols, out)
+
+
+def normal_image(
+    stream: NoiseStream,
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    out: NDArray[np.float32],
+) -> None:
+    """Fill an image with standard normal numbers that depend on the world cell of each pixel.
+
+    Parameters
+    ----------
+    stream : NoiseStream
+    rows, cols : numpy.ndarray, int64
+        World cells of the image's rows (h) and columns (w) of patches.
+    out : numpy.ndarray, float32, shape (C, h * patch, w * patch)
+    """
+    shape = (len(rows), len(cols))
+    channels, patch = out.shape[0], out.shape[1] // len(rows)
+    grid_rows, grid_cols = np.repeat(rows, len(cols)), np.tile(cols, len(rows))
+    numbers = np.empty((shape[0] * shape[1], channels * patch * patch), np.float32)
+    cpu.philox_normal(stream.key(), grid_rows, grid_cols, numbers)
+    cells = numbers.reshape(*shape, channels, patch, patch)
+    out[:] = cells.transpose(2, 0, 3, 1, 4).reshape(out.shape)

@@ -14,6 +14,7 @@ from terramind_cube.modalities import MODALITIES
 from terramind_cube.model.loading import fill_untrained
 from terramind_cube.model.tokenizers import Tokenizer
 from terramind_cube.model.transformer import TerraMind
+from terramind_cube.model.unet import UNetDescription
 from terramind_cube.model.variants import (
     DESCRIPTION_KEY,
     MODELS,
@@ -24,6 +25,8 @@ from terramind_cube.model.variants import (
 from terramind_cube.model.weights import save_safetensors
 
 TILE_PX = 64
+
+_GRIDS = ("LULC", "S1RTC", "DEM", "S2L2A", "NDVI")
 
 MODEL = dataclasses.replace(
     MODELS["terramind_nano"],
@@ -37,27 +40,45 @@ MODEL = dataclasses.replace(
         RawInput(name, f"untok_{name.lower()}", len(MODALITIES[name].bands))
         for name in ("S2L2A", "S1RTC", "DEM")
     ),
-    token_spaces=(TokenSpace("LULC", "tok_lulc", 4375),),
+    token_spaces=(
+        *(TokenSpace(n, f"tok_{n.lower()}", MODALITIES[n].vocabulary) for n in _GRIDS),
+        TokenSpace("Coordinates", "coords", 2200, "sequence"),
+    ),
 )
-TOKENIZER = dataclasses.replace(
-    TOKENIZERS["nano", "LULC"], dim=32, heads=2, mlp_hidden=64, position_grid=4
-)
+TOKENIZERS_BY_NAME = {
+    name: dataclasses.replace(
+        TOKENIZERS["nano", name],
+        dim=32,
+        heads=2,
+        mlp_hidden=64,
+        position_grid=4,
+        # Sentinel-1 is decoded by diffusion, the others by a ViT.
+        unet=UNetDescription(features=16, groups=4, blocks=1) if name == "S1RTC" else None,
+    )
+    for name in _GRIDS
+}
+TOKENIZER = TOKENIZERS_BY_NAME["LULC"]
 
 
 def write_weights(folder):
-    """Write the small model and tokenizer; return the arguments of `generate` that name them."""
+    """Write the small model and its tokenizers; return the arguments of `generate` for LULC."""
     for name, network, description in (
         ("model", TerraMind(MODEL), MODEL),
-        ("tokenizer", Tokenizer(TOKENIZER), TOKENIZER),
+        *((name, Tokenizer(row), row) for name, row in TOKENIZERS_BY_NAME.items()),
     ):
         fill_untrained(network)
-        tensors = network.state_dict()
+        if name == "model":
+            # Untrained logits are nearly flat; these have tokens that stand out.
+            for target in network.decoder_embeddings.values():
+                target.to_logits.weight.data *= 3
         metadata = {DESCRIPTION_KEY: description.to_json()}
-        save_safetensors(folder / f"{name}.safetensors", tensors, metadata)
-    return {
-        "weights": folder / "model.safetensors",
-        "tokenizer_weights": {"LULC": folder / "tokenizer.safetensors"},
-    }
+        save_safetensors(folder / f"{name}.safetensors", network.state_dict(), metadata)
+    return {"weights": folder / "model.safetensors", "tokenizer_weights": tokenizers(folder)}
+
+
+def tokenizers(folder, *names):
+    """Return the tokenizer weights of some modalities, LULC by default."""
+    return {name: folder / f"{name}.safetensors" for name in names or ("LULC",)}
 
 
 def make_cube(

@@ -18,7 +18,7 @@ import xarray as xr
 from terramind_cube.modalities import MODALITIES, Modality, find_modality
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
@@ -39,10 +39,13 @@ class Layer:
     modality : Modality
     data : xarray.DataArray
         Dims (time, band, y, x), or (band, y, x) of a static layer, bands in the model's order.
+    bands : tuple of int
+        Places of its bands among the modality's; all of them unless fewer were asked for.
     """
 
     modality: Modality
     data: xr.DataArray
+    bands: tuple[int, ...]
 
     @property
     def is_static(self) -> bool:
@@ -118,7 +121,13 @@ def read_geobox(cube: xr.Dataset) -> GeoBox:
     return geobox
 
 
-def read_layout(cube: xr.Dataset, inputs: Sequence[str] | None = None) -> CubeLayout:
+def read_layout(
+    cube: xr.Dataset,
+    inputs: Sequence[str] | None = None,
+    *,
+    bands: Mapping[str, Sequence[str]] | None = None,
+    besides: Sequence[str] = (),
+) -> CubeLayout:
     """Find the modalities of a cube.
 
     Parameters
@@ -127,6 +136,10 @@ def read_layout(cube: xr.Dataset, inputs: Sequence[str] | None = None) -> CubeLa
     inputs : sequence of str, optional
         Modalities that must be there; by default every modality of the cube whose pixels
         TerraMind takes.
+    bands : mapping of str to sequence of str, optional
+        Bands to look at, by modality, by name; by default all, which must be there.
+    besides : sequence of str
+        Modalities that are no input by default, unless there is no other.
 
     Returns
     -------
@@ -141,7 +154,8 @@ def read_layout(cube: xr.Dataset, inputs: Sequence[str] | None = None) -> CubeLa
     geobox = read_geobox(cube)
     found = _find_layers(cube)
     if inputs is None:
-        chosen = [name for name in found if MODALITIES[name].is_raw_input]
+        raw = [name for name in found if MODALITIES[name].is_raw_input]
+        chosen = [name for name in raw if name not in besides] or raw
     else:
         chosen = list(dict.fromkeys(find_modality(name).name for name in inputs))
     usable = [row.name for row in MODALITIES.values() if row.is_raw_input]
@@ -153,9 +167,11 @@ def read_layout(cube: xr.Dataset, inputs: Sequence[str] | None = None) -> CubeLa
             f"The cube has no usable input: it holds {_names(cube)}; "
             f"TerraMind takes {', '.join(usable)}."
         )
-    layers = tuple(
-        Layer(MODALITIES[name], _ordered(MODALITIES[name], found[name])) for name in chosen
-    )
+    subsets = dict(bands or {})
+    unread = [name for name in subsets if name not in chosen]
+    if unread:
+        raise ValueError(f"bands names {', '.join(unread)}; the inputs are {', '.join(chosen)}.")
+    layers = tuple(_layer(MODALITIES[name], found[name], subsets.get(name)) for name in chosen)
     has_time = any(not layer.is_static for layer in layers)
     return CubeLayout(geobox, _times(cube) if has_time else None, layers)
 
@@ -230,21 +246,31 @@ def _stacked_bands(cube: xr.Dataset) -> dict[str, xr.DataArray]:
     return {}
 
 
-def _ordered(modality: Modality, data: xr.DataArray) -> xr.DataArray:
-    """Put the bands into the model's order."""
+def _layer(modality: Modality, data: xr.DataArray, bands: Sequence[str] | None) -> Layer:
+    """Put the bands into the model's order, those that were asked for."""
+    wanted = list(modality.bands)
+    if bands is not None:
+        unknown = [band for band in bands if band not in modality.bands]
+        if unknown or not bands:
+            raise ValueError(
+                f"bands of {modality.name}: {', '.join(unknown) or 'none'} given; "
+                f"it has {', '.join(modality.bands)}."
+            )
+        wanted = [band for band in modality.bands if band in bands]
+    places = tuple(modality.bands.index(band) for band in wanted)
     if "band" not in data.coords:
-        if data.sizes["band"] != len(modality.bands):
+        if data.sizes["band"] != len(wanted):
             raise ValueError(
                 f"{modality.name} has {data.sizes['band']} bands without labels; expected "
-                f"{len(modality.bands)}: {', '.join(modality.bands)}."
+                f"{len(wanted)}: {', '.join(wanted)}."
             )
-        return data.assign_coords(band=list(modality.bands))
+        return Layer(modality, data.assign_coords(band=wanted), places)
     labels = [str(label) for label in np.atleast_1d(data["band"].values)]
-    if labels == list(modality.bands):
-        return data
-    missing = [band for band in modality.bands if band not in labels]
+    if labels == wanted:
+        return Layer(modality, data, places)
+    missing = [band for band in wanted if band not in labels]
     if missing:
         raise ValueError(
             f"{modality.name} lacks the bands {', '.join(missing)}; it has {', '.join(labels)}."
         )
-    return data.assign_coords(band=labels).sel(band=list(modality.bands))
+    return Layer(modality, data.assign_coords(band=labels).sel(band=wanted), places)

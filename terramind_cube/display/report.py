@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
     from terramind_cube.cube.layout import CubeLayout
-    from terramind_cube.inference.plan import Generation
+    from terramind_cube.inference.generate import Generation
 
 __all__ = [
     "describe_dates",
@@ -62,7 +62,7 @@ def describe_training(attrs: Mapping[str, Any]) -> str:
     """Return a warning where a generated variable comes from untrained weights, else nothing."""
     hashes = [attrs["terramind_weights_sha256"], *attrs["terramind_tokenizer_sha256"]]
     if any(text.endswith("untrained") for text in hashes):
-        return "Untrained weights: the classes mean nothing yet."
+        return "Untrained weights: the values mean nothing yet."
     return ""
 
 
@@ -73,7 +73,7 @@ def describe_plan(layout: CubeLayout, plan: Generation) -> list[tuple[str, str]]
     items = {item for layer in layout.layers for item in layer.items}
     training = describe_training(plan.provenance())
     work = (
-        f"{plan.grid.tile_count * dates} tiles of {plan.tile_px} px in "
+        f"{plan.grid.tile_count * dates} tiles of {plan.grid.y.tile_px} px in "
         f"{len(plan.groups()) * dates} tile groups; {compute.device}, {compute.precision}, "
         f"batches of {compute.batch}, {compute.threads} threads"
     )

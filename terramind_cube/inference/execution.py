@@ -1,4 +1,4 @@
-"""Run one tile group: standardise, encode, sample, decode, blend."""
+"""Run one tile group: read, standardise, compute batch by batch, put the region together."""
 
 from __future__ import annotations
 
@@ -7,56 +7,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from terramind_cube.inference.blend import BlendedClasses
-from terramind_cube.inference.runtime import LoadedModel, acquire
-from terramind_cube.kernels import normalize
-from terramind_cube.model.generation import sample_tokens
-from terramind_cube.noise import uniform_cells
+from terramind_cube.inference.plan import Batch
+from terramind_cube.inference.runtime import acquire
+from terramind_cube.inference.sources import InputBuffers, Source, touches_data
+from terramind_cube.inference.trial import explain_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from terramind_cube.grid import Region
-    from terramind_cube.inference.plan import Generation
+    from terramind_cube.inference.plan import TilePlan
 
 __all__ = ["run_group"]
 
-Tile = tuple[int, int]
-
-
-class _Source:
-    """The pixels of one input over the window of a group, padded to whole tiles."""
-
-    def __init__(self, plan: Generation, index: int, pixels: NDArray[np.generic]) -> None:
-        self.bands = plan.inputs[index]
-        nodata = self.bands.nodata
-        is_nodata = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
-        if pixels.dtype.kind == "f":
-            is_nodata |= ~np.isfinite(pixels)
-        self.is_valid: NDArray[np.bool_] = ~is_nodata.any(axis=0)
-        # One value for every invalid pixel, so that none reaches the model: NaN or infinity in one
-        # of them would spread over the whole tile.
-        self.pixels = np.where(self.is_valid, pixels, np.asarray(nodata, pixels.dtype))
-
-    def pad(self, height: int, width: int) -> None:
-        """Reflect the pixels southwards and eastwards up to a height and width."""
-        rest = (height - self.pixels.shape[1], width - self.pixels.shape[2])
-        if any(rest):
-            edges = ((0, rest[0]), (0, rest[1]))
-            self.pixels = np.pad(self.pixels, ((0, 0), *edges), mode="reflect")
-            self.is_valid = np.pad(self.is_valid, edges, mode="reflect")
-
 
 def run_group(
-    plan: Generation, region: Region, time: int, windows: Sequence[NDArray[np.generic]]
+    plan: TilePlan, region: Region, time: int, windows: Sequence[NDArray[np.generic]]
 ) -> dict[str, NDArray[np.generic]]:
-    """Generate the outputs of a region.
+    """Compute the variables of a region.
 
     Parameters
     ----------
-    plan : Generation
+    plan : TilePlan
     region : Region
         Part of the area.
     time : int
@@ -67,102 +41,42 @@ def run_group(
     Returns
     -------
     dict of str to numpy.ndarray
-        ``LULC`` uint8 and ``LULC_confidence`` float32, both of the region's shape.
+        By variable, further axes before the region's two.
+
+    Raises
+    ------
+    MemoryError
+        If the device has not enough memory for the compute batch.
     """
-    window = plan.grid.window(region)
-    sources = [_Source(plan, i, pixels) for i, pixels in enumerate(windows)]
+    window, tile_px = plan.grid.window(region), plan.grid.y.tile_px
+    sources = [Source(row, part) for row, part in zip(plan.inputs, windows, strict=True)]
     inner = (
         slice(region.y0 - window.y0, region.y1 - window.y0),
         slice(region.x0 - window.x0, region.x1 - window.x0),
     )
-    is_valid = np.any([source.is_valid[inner] for source in sources], axis=0)
+    masks = [source.is_valid[inner] for source in sources]
     tiles = plan.grid.tiles(region)
-    corner = (window.y0, window.x0)
     for source in sources:
-        source.pad(tiles[-1][0] + plan.tile_px - corner[0], tiles[-1][1] + plan.tile_px - corner[1])
-    usable = [tile for tile in tiles if _touches_data(sources, plan, tile, corner)]
-    blend: BlendedClasses | None = None
+        source.pad(tiles[-1][0] + tile_px - window.y0, tiles[-1][1] + tile_px - window.x0)
+    usable = [tile for tile in tiles if touches_data(sources, window, tile, tile_px)]
+    collectors = plan.collectors(region)
     if usable:
+        size = plan.spec.compute.batch
+        buffers = InputBuffers(sources, (window.y0, window.x0), size, tile_px)
         with acquire(plan.spec) as loaded:
-            for tile, probability in _class_probabilities(
-                plan, loaded, sources, usable, corner, time
-            ):
-                blend = blend or BlendedClasses(
-                    region, len(probability), plan.tile_px, plan.overlap_px
-                )
-                blend.add(tile, probability)
-    blend = blend or BlendedClasses(region, 1, plan.tile_px, plan.overlap_px)
-    classes, confidence = blend.finish(is_valid)
-    return {"LULC": classes, "LULC_confidence": confidence}
-
-
-def _place(plan: Generation, tile: Tile, corner: Tile) -> tuple[slice, slice]:
-    y, x = tile[0] - corner[0], tile[1] - corner[1]
-    return slice(y, y + plan.tile_px), slice(x, x + plan.tile_px)
-
-
-def _touches_data(sources: Sequence[_Source], plan: Generation, tile: Tile, corner: Tile) -> bool:
-    place = _place(plan, tile, corner)
-    return any(bool(source.is_valid[place].any()) for source in sources)
-
-
-def _class_probabilities(
-    plan: Generation,
-    loaded: LoadedModel,
-    sources: Sequence[_Source],
-    tiles: Sequence[Tile],
-    corner: Tile,
-    time: int,
-) -> Iterator[tuple[Tile, NDArray[np.float32]]]:
-    """Yield each tile with its class probabilities (classes, tile_px, tile_px)."""
-    size = plan.spec.compute.batch
-    buffers = {
-        source.bands.modality: np.zeros(
-            (size, len(source.pixels), plan.tile_px, plan.tile_px), np.float32
-        )
-        for source in sources
-    }
-    space = loaded.model.description.token_space("LULC")
-    assert space is not None
-    side = loaded.model.description.grid
-    uniform = None
-    if plan.sampling.is_random:
-        uniform = np.empty((size, side * side, space.vocabulary), np.float32)
-    for first in range(0, len(tiles), size):
-        batch = tiles[first : first + size]
-        for slot, tile in enumerate(batch):
-            place = _place(plan, tile, corner)
-            for source in sources:
-                normalize(
-                    source.pixels[(slice(None), *place)],
-                    mean=source.bands.statistics.mean,
-                    std=source.bands.statistics.std,
-                    nodata=source.bands.nodata,
-                    out=buffers[source.bands.modality][slot],
-                )
-            if uniform is not None:
-                cells = plan.grid.cells(tile)
-                uniform_cells(plan.stream("LULC", time), *cells, uniform[slot])
-        if uniform is not None:
-            # Sampling overwrote the numbers: the slots of a short batch need harmless ones.
-            uniform[len(batch) :] = 0.5
-        probability = _forward(plan, loaded, buffers, uniform)
-        yield from zip(batch, probability, strict=False)
-
-
-@torch.inference_mode()
-def _forward(
-    plan: Generation,
-    loaded: LoadedModel,
-    buffers: Mapping[str, NDArray[np.float32]],
-    uniform: NDArray[np.float32] | None,
-) -> NDArray[np.float32]:
-    """Map a batch of standardised tiles to class probabilities (B, classes, H, W)."""
-    inputs = {name: torch.from_numpy(x).to(loaded.device) for name, x in buffers.items()}
-    encoded = loaded.model.encode_inputs(inputs)
-    logits = loaded.model.decode(encoded, "LULC")
-    noise = None if uniform is None else torch.from_numpy(uniform).to(loaded.device)
-    tokens = sample_tokens(logits, plan.sampling, noise)
-    decoded = loaded.tokenizers["LULC"].decode(tokens.view(-1, encoded.rows, encoded.cols))
-    probability: NDArray[np.float32] = decoded.softmax(dim=1).cpu().numpy()
-    return probability
+            for first in range(0, len(usable), size):
+                batch = Batch(buffers, tuple(usable[first : first + size]), size, time)
+                for slot, tile in enumerate(batch.tiles):
+                    buffers.fill(slot, tile)
+                try:
+                    found = list(plan.run(loaded, batch))
+                except torch.OutOfMemoryError as error:
+                    raise explain_memory(error, plan) from error
+                for tile, values in zip(batch.tiles, found, strict=True):
+                    for name, collector in collectors.items():
+                        collector.add(tile, values[name])
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, collector in collectors.items():
+        is_valid = np.any([masks[i] for i in plan.sources_of(name)], axis=0)
+        arrays |= collector.finish(is_valid)
+    return arrays

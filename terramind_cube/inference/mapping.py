@@ -19,18 +19,21 @@ from dask.task_spec import List, Task, TaskRef
 from odc.geo.xr import xr_coords
 
 from terramind_cube.grid import Region, regions
+from terramind_cube.inference.collect import cell_region, tile_range
 from terramind_cube.inference.execution import run_group
-from terramind_cube.modalities import LULC_CLASSES, MODALITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from terramind_cube.cube.layout import CubeLayout
-    from terramind_cube.inference.plan import Generation
+    from terramind_cube.inference.plan import TilePlan
+    from terramind_cube.inference.variables import OutputVariable
 
-__all__ = ["generated_regions", "map_generation", "read_fingerprint"]
+    Tile = tuple[int, int]
+
+__all__ = ["generated_regions", "map_plan", "read_fingerprint"]
 
 RUN_ATTRIBUTE = "terramind_run"
 Slices = tuple[slice, ...]
@@ -62,19 +65,19 @@ class Window:
         return window
 
 
-def map_generation(layout: CubeLayout, plan: Generation) -> xr.Dataset:
-    """Return the outputs of a plan as a lazy Dataset on the cube's grid.
+def map_plan(layout: CubeLayout, plan: TilePlan) -> xr.Dataset:
+    """Return the variables of a plan as a lazy Dataset on the cube's grid.
 
     Parameters
     ----------
     layout : CubeLayout
-    plan : Generation
+    plan : TilePlan
 
     Returns
     -------
     xarray.Dataset
-        ``LULC`` (time, y, x) uint8 and ``LULC_confidence`` (time, y, x) float32; without time
-        where the cube has none. Chunks are ``plan.chunk_px``, counted from the corner.
+        ``plan.variables()``, without time where the cube has none. Chunks are ``chunk_px``, counted
+        from the corner; those on token cells cover the same pixels, those on tiles one tile each.
     """
     arrays = [_as_dask(layer.data) for layer in layout.layers]
     times = [0] if layout.times is None else layout.times.astype(np.int64).tolist()
@@ -87,14 +90,11 @@ def map_generation(layout: CubeLayout, plan: Generation) -> xr.Dataset:
             )
     # Dask declares collections as a protocol that its own arrays do not satisfy.
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=cast("Any", arrays))
-    has_time = layout.times is not None
-    dims = ("time", "y", "x") if has_time else ("y", "x")
+    groups = _Groups(plan, name, graph, len(times), layout.times is not None)
+    variables = plan.variables()
     result = xr.Dataset(
-        {
-            variable: (dims, _chunked(plan, name, variable, dtype, len(times), graph, has_time))
-            for variable, dtype in (("LULC", np.uint8), ("LULC_confidence", np.float32))
-        },
-        coords=xr_coords(layout.geobox),
+        {row.name: (groups.dims(row), groups.cut(row)) for row in variables},
+        coords={**xr_coords(layout.geobox), **_lattice_coords(plan, variables)},
     )
     if layout.times is not None:
         result = result.assign_coords(time=layout.times)
@@ -102,7 +102,7 @@ def map_generation(layout: CubeLayout, plan: Generation) -> xr.Dataset:
 
 
 def read_fingerprint(result: xr.Dataset) -> dict[str, Any]:
-    """Return what `map_generation` wrote down about a run.
+    """Return what `map_plan` wrote down about a run.
 
     Raises
     ------
@@ -115,17 +115,49 @@ def read_fingerprint(result: xr.Dataset) -> dict[str, Any]:
 
 
 def generated_regions(result: xr.Dataset) -> list[dict[str, slice]]:
-    """Return the tile groups of a generated Dataset: dimension name to slice, one group each."""
-    side = read_fingerprint(result)["group_px"]
-    areas = [
-        {"y": slice(area.y0, area.y1), "x": slice(area.x0, area.x1)}
-        for area in regions((result.sizes["y"], result.sizes["x"]), side)
-    ]
+    """Return the tile groups of a generated Dataset: dimension name to slice, one group each.
+
+    A slice may be empty where a group has no tile of its own.
+    """
+    run = read_fingerprint(result)
+    areas = []
+    for area in regions((result.sizes["y"], result.sizes["x"]), run["group_px"]):
+        slices = {"y": slice(area.y0, area.y1), "x": slice(area.x0, area.x1)}
+        if "token_y" in result.dims:
+            cells = cell_region(area, run["patch_px"])
+            slices["token_y"] = slice(cells.y0, cells.y1)
+            slices["token_x"] = slice(cells.x0, cells.x1)
+        if "tile_y" in result.dims:
+            for axis, (begin, end) in {"y": (area.y0, area.y1), "x": (area.x0, area.x1)}.items():
+                first, last = np.searchsorted(run[f"tile_{axis}_px"], (begin, end)).tolist()
+                slices[f"tile_{axis}"] = slice(first, last)
+        areas.append(slices)
     if "time" not in result.dims:
         return areas
     return [
         {"time": slice(t, t + 1), **area} for t in range(result.sizes["time"]) for area in areas
     ]
+
+
+def _lattice_coords(plan: TilePlan, variables: Sequence[OutputVariable]) -> dict[str, xr.Variable]:
+    """Return the centres of cells and tiles that the variables lie on, and the axes' labels."""
+    coords: dict[str, xr.Variable] = {}
+    grid, (width, left, height, top) = plan.grid, plan.cut.transform
+    lattices = {row.lattice for row in variables}
+    for axis, tiles, origin, step in (("y", grid.y, top, height), ("x", grid.x, left, width)):
+        attrs = {"standard_name": f"projection_{axis}_coordinate", "units": "m"}
+        if "cells" in lattices:
+            cells = np.arange(-(-tiles.length_px // tiles.patch_px)) + 0.5
+            places = origin + step * tiles.patch_px * cells
+            coords[f"token_{axis}"] = xr.Variable(f"token_{axis}", places, attrs)
+        if "tiles" in lattices:
+            places = origin + step * (np.array(tiles.starts) + tiles.tile_px / 2)
+            coords[f"tile_{axis}"] = xr.Variable(f"tile_{axis}", places, attrs)
+    for row in variables:
+        for label in row.axes:
+            if label.labels:
+                coords[label.name] = xr.Variable(label.name, list(label.labels))
+    return coords
 
 
 def _as_dask(data: xr.DataArray) -> da.Array:
@@ -134,7 +166,7 @@ def _as_dask(data: xr.DataArray) -> da.Array:
 
 def _group_task(
     key: tuple[object, ...],
-    plan: Generation,
+    plan: TilePlan,
     region: Region,
     time: int,
     windows: Sequence[tuple[Window, list[TaskRef]]],
@@ -145,7 +177,7 @@ def _group_task(
 
 
 def _compute_group(
-    plan: Generation,
+    plan: TilePlan,
     region: Region,
     time: int,
     recipes: Sequence[Window],
@@ -156,7 +188,7 @@ def _compute_group(
 
 
 def _windows(
-    plan: Generation, arrays: Sequence[da.Array], region: Region, t: int
+    plan: TilePlan, arrays: Sequence[da.Array], region: Region, t: int
 ) -> list[tuple[Window, list[TaskRef]]]:
     """Return, per input, how the window of a region comes from its chunks, and their keys."""
     read = plan.grid.window(region)
@@ -195,69 +227,94 @@ def _touched(
     return found
 
 
-def _chunked(
-    plan: Generation,
-    groups: str,
-    variable: str,
-    dtype: type[np.generic],
-    steps: int,
-    graph: HighLevelGraph,
-    has_time: bool,
-) -> da.Array:
-    """Cut one variable's chunks out of the groups' results."""
-    name = f"{variable}-{groups}"
-    tasks: dict[Any, Task] = {}
-    side = plan.chunk_px
-    for group, region in enumerate(plan.groups()):
+@dataclass(frozen=True)
+class _Groups:
+    """The tasks of all tile groups, from which the chunks of the variables are cut."""
+
+    plan: TilePlan
+    name: str
+    graph: HighLevelGraph
+    steps: int
+    has_time: bool
+
+    def dims(self, row: OutputVariable) -> tuple[str, ...]:
+        return tuple(dim for dim in row.dims if dim != "time" or self.has_time)
+
+    def cut(self, row: OutputVariable) -> da.Array:
+        """Cut one variable's chunks out of the groups' results."""
+        name = f"{row.name}-{self.name}"
+        dims = self.dims(row)
+        computed = [axis.name for axis in row.axes] + list(row.lattice_dims)
+        if self.has_time:
+            computed = ["time", *computed]
+        order = tuple(computed.index(dim) for dim in dims)
+        tasks: dict[Any, Task] = {}
+        for group, region in enumerate(self.plan.groups()):
+            for index, part in self._parts(row, region):
+                place = dict(zip(row.lattice_dims, index, strict=True))
+                for t in range(self.steps):
+                    key = (name, *(t if dim == "time" else place.get(dim, 0) for dim in dims))
+                    tasks[key] = Task(
+                        key, _cut, TaskRef((self.name, t, group)), row.name, part, order
+                    )
+        sizes: dict[str, tuple[int, ...]] = {axis.name: (axis.size,) for axis in row.axes}
+        sizes |= {"time": (1,) * self.steps, **self._lattice_chunks(row)}
+        layers: dict[str, Any] = {**self.graph.layers, name: tasks}
+        dependencies = {**self.graph.dependencies, name: {self.name}}
+        graph = HighLevelGraph(layers, dependencies)
+        return da.Array(graph, name, tuple(sizes[dim] for dim in dims), dtype=row.dtype)
+
+    def _parts(self, row: OutputVariable, region: Region) -> Iterator[tuple[Tile, Region]]:
+        """Yield the index of every chunk in a group, and where it lies in the group's arrays."""
+        side, patch = self.plan.cut.chunk_px, self.plan.grid.y.patch_px
+        if row.lattice == "tiles":
+            tiles = tile_range(self.plan.grid, region)
+            for y, x in np.ndindex(*tiles.shape):
+                yield (tiles.y0 + y, tiles.x0 + x), Region(y, y + 1, x, x + 1)
+            return
         for part in regions(region.shape, side):
             index = ((region.y0 + part.y0) // side, (region.x0 + part.x0) // side)
-            for t in range(steps):
-                key = (name, t, *index) if has_time else (name, *index)
-                tasks[key] = Task(key, _cut, TaskRef((groups, t, group)), variable, part, has_time)
-    chunks: list[tuple[int, ...]] = [
-        tuple(min(side, length - start) for start in range(0, length, side))
-        for length in plan.grid.shape
-    ]
-    if has_time:
-        chunks.insert(0, (1,) * steps)
-    layers: dict[str, Any] = {**graph.layers, name: tasks}
-    dependencies = {**graph.dependencies, name: {groups}}
-    return da.Array(HighLevelGraph(layers, dependencies), name, tuple(chunks), dtype=dtype)
+            yield index, part if row.lattice == "pixels" else cell_region(part, patch)
+
+    def _lattice_chunks(self, row: OutputVariable) -> dict[str, tuple[int, ...]]:
+        side, patch = self.plan.cut.chunk_px, self.plan.grid.y.patch_px
+        chunks = {}
+        for dim, tiles in zip(row.lattice_dims, (self.plan.grid.y, self.plan.grid.x), strict=True):
+            if row.lattice == "tiles":
+                chunks[dim] = (1,) * len(tiles.starts)
+                continue
+            unit = 1 if row.lattice == "pixels" else patch
+            length = -(-tiles.length_px // unit)
+            chunks[dim] = tuple(
+                min(side // unit, length - start) for start in range(0, length, side // unit)
+            )
+        return chunks
 
 
 def _cut(
-    results: dict[str, NDArray[np.generic]], variable: str, part: Region, has_time: bool
+    results: dict[str, NDArray[np.generic]], variable: str, part: Region, order: tuple[int, ...]
 ) -> NDArray[np.generic]:
-    chunk = np.ascontiguousarray(results[variable][part.y0 : part.y1, part.x0 : part.x1])
-    return chunk[None] if has_time else chunk
+    chunk = results[variable][..., part.y0 : part.y1, part.x0 : part.x1]
+    if len(order) > chunk.ndim:
+        chunk = chunk[None]  # time, which a group has none of
+    return np.ascontiguousarray(chunk.transpose(order))
 
 
-def _described(result: xr.Dataset, layout: CubeLayout, plan: Generation) -> xr.Dataset:
+def _described(result: xr.Dataset, layout: CubeLayout, plan: TilePlan) -> xr.Dataset:
     """Give the variables their CF attributes and their provenance."""
     items = sorted({item for layer in layout.layers for item in layer.items})
     provenance = {**plan.provenance(), "terramind_stac_items": items}
-    run = {**plan.fingerprint(), "terramind_stac_items": items}
+    run = {**plan.fingerprint(), "terramind_stac_items": items, "patch_px": plan.grid.y.patch_px}
+    for axis, tiles in (("y", plan.grid.y), ("x", plan.grid.x)):
+        if f"tile_{axis}" in result.dims:
+            run[f"tile_{axis}_px"] = list(tiles.starts)
     result.attrs = {
         RUN_ATTRIBUTE: json.dumps(run, sort_keys=True),
         # Makes the CRS a coordinate again when xarray opens what `to_zarr` wrote.
         "coordinates": "spatial_ref",
     }
-    result["LULC"].attrs = {
-        "long_name": "land cover generated by TerraMind",
-        "units": MODALITIES["LULC"].units,
-        "flag_values": np.array([row.value for row in LULC_CLASSES], np.uint8),
-        "flag_meanings": " ".join(row.name for row in LULC_CLASSES),
-        "flag_colors": " ".join(row.color for row in LULC_CLASSES),
-        "nodata": 0,
-        "ancillary_variables": "LULC_confidence",
-        **provenance,
-    }
-    result["LULC_confidence"].attrs = {
-        "long_name": "probability of the land-cover class",
-        "units": "1",
-        "valid_range": [0.0, 1.0],
-        **provenance,
-    }
-    for variable in result.data_vars.values():
-        variable.encoding["grid_mapping"] = "spatial_ref"
+    for row in plan.variables():
+        result[row.name].attrs = {**row.attrs, **provenance}
+        if row.lattice == "pixels":
+            result[row.name].encoding["grid_mapping"] = "spatial_ref"
     return result

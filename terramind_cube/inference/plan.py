@@ -1,8 +1,9 @@
-"""Everything about a generation but the pixels: small, frozen, picklable, checked beforehand."""
+"""Everything about a run but the pixels: small, frozen, picklable, checked beforehand."""
 
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,106 +12,194 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from terramind_cube.grid import Region, TileGrid, regions
-from terramind_cube.inference.runtime import Compute, ModelSpec, choose_model
-from terramind_cube.modalities import MODALITIES, Statistics, find_modality, nearest_name
-from terramind_cube.model.generation import Sampling  # noqa: TC001  # annotates a dataclass
-from terramind_cube.model.variants import TOKENIZERS
-from terramind_cube.noise import NoiseStream
+from terramind_cube.inference.sources import InputLayer
+from terramind_cube.modalities import MODALITIES, find_modality
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from os import PathLike
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from terramind_cube.cube.layout import CubeLayout
+    from terramind_cube.inference.collect import Collector
+    from terramind_cube.inference.runtime import LoadedModel, ModelSpec
+    from terramind_cube.inference.sources import Form, InputBuffers
+    from terramind_cube.inference.variables import OutputVariable
     from terramind_cube.model.variants import ModelDescription
 
-__all__ = ["Generation", "InputBands", "Options", "check_chunk", "plan_generation"]
+    Tile = tuple[int, int]
+    TileValues = dict[str, NDArray[Any]]
+
+__all__ = [
+    "Batch",
+    "Cut",
+    "TilePlan",
+    "check_chunk",
+    "check_outputs",
+    "plan_inputs",
+    "read_as_tokens",
+]
 
 CHUNK_PX = 896
 GROUP_PX = 1792
+GROUP_BYTES = 768 << 20
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a user chooses for a generation; see `accessor.TerraMindAccessor.generate`."""
+class Cut:
+    """How an area is cut into tiles, chunks and groups.
 
-    model: str
-    weights: str | PathLike[str] | None
-    tokenizer_weights: Mapping[str, str | PathLike[str]] | None
-    seed: int
-    sampling: Sampling
-    overlap_px: int
+    Attributes
+    ----------
+    grid : TileGrid
+    chunk_px : int
+        Side of the chunks of the result.
+    crs : str
+        Of the area.
+    transform : tuple of float
+        Pixel size and origin of the area: (a, c, e, f) of its affine.
+    """
+
+    grid: TileGrid
     chunk_px: int
-    compute: Compute
+    crs: str
+    transform: tuple[float, float, float, float]
+
+    @classmethod
+    def over(
+        cls, layout: CubeLayout, description: ModelDescription, overlap_px: int, chunk_px: int
+    ) -> Cut:
+        """Cut a cube's area for a model.
+
+        Raises
+        ------
+        ValueError
+            If overlap or chunk do not fit the model.
+        """
+        if chunk_px < description.patch_px:
+            raise ValueError(
+                f"chunks={chunk_px}: give at least a patch of {description.patch_px} px."
+            )
+        grid = TileGrid.over(
+            layout.geobox,
+            tile_px=description.tile_px,
+            patch_px=description.patch_px,
+            overlap_px=overlap_px,
+        )
+        affine = layout.geobox.affine
+        transform = (affine.a, affine.c, affine.e, affine.f)
+        return cls(grid, chunk_px, str(layout.geobox.crs), transform)
+
+    @property
+    def holds_whole_cells(self) -> bool:
+        """Whether chunks consist of whole token cells, so that cells can be chunked alike."""
+        return self.chunk_px % self.grid.y.patch_px == 0
 
 
 @dataclass(frozen=True)
-class InputBands:
-    """How the pixels of one input are read and standardised."""
+class Batch:
+    """A batch of tiles.
 
-    modality: str
-    nodata: float
-    statistics: Statistics
+    Attributes
+    ----------
+    buffers : InputBuffers
+        Its inputs; slots beyond the tiles hold others, or nothing.
+    tiles : tuple of (int, int)
+        First pixels (y, x) in the area.
+    size : int
+        Slots.
+    time : int
+        Nanoseconds since 1970, 0 for a static cube.
+    """
+
+    buffers: InputBuffers
+    tiles: tuple[Tile, ...]
+    size: int
+    time: int
+
+    @property
+    def slots(self) -> tuple[Tile, ...]:
+        """A tile for every slot: the last one stands in for those that are missing."""
+        return self.tiles + (self.tiles[-1],) * (self.size - len(self.tiles))
 
 
 @dataclass(frozen=True)
-class Generation:
-    """A generation over an area, ready to run.
+class TilePlan(ABC):
+    """A run over the tiles of an area.
 
     Attributes
     ----------
     spec : ModelSpec
-    inputs : tuple of InputBands
-        In the order in which the encoder sees them.
-    outputs : tuple of str
-        Modalities.
-    grid : TileGrid
-    sampling : Sampling
-    seed : int
-    chunk_px : int
-        Side of the chunks of the result.
-    tile_px, overlap_px : int
+    inputs : tuple of InputLayer
+        In the order in which the model sees them.
+    cut : Cut
     """
 
     spec: ModelSpec
-    inputs: tuple[InputBands, ...]
-    outputs: tuple[str, ...]
-    grid: TileGrid
-    sampling: Sampling
-    seed: int
-    chunk_px: int
-    tile_px: int
-    overlap_px: int
+    inputs: tuple[InputLayer, ...]
+    cut: Cut
+
+    @property
+    def grid(self) -> TileGrid:
+        """Tiles of the area."""
+        return self.cut.grid
 
     @property
     def group_px(self) -> int:
-        """Side of a tile group: whole chunks, enough of them that few tiles are run twice."""
-        return max(1, GROUP_PX // self.chunk_px) * self.chunk_px
+        """Side of a tile group: whole chunks, enough of them that few tiles are run twice.
+
+        Many variables, as of a large ensemble, make it smaller, so that memory stays bounded.
+        """
+        chunk = self.cut.chunk_px
+        count = max(1, GROUP_PX // chunk)
+        per_px = sum(variable.bytes_per_px(self.grid.y.patch_px) for variable in self.variables())
+        while count > 1 and per_px * (count * chunk) ** 2 > GROUP_BYTES:
+            count -= 1
+        return count * chunk
 
     def groups(self) -> tuple[Region, ...]:
         """Return the regions that are computed as one task each."""
         return tuple(regions(self.grid.shape, self.group_px))
 
-    def stream(self, output: str, time: int) -> NoiseStream:
-        """Return the random numbers of an output at a time (nanoseconds since 1970)."""
-        return NoiseStream(self.seed, output, time)
+    @abstractmethod
+    def variables(self) -> tuple[OutputVariable, ...]:
+        """Return what the result consists of."""
+
+    @abstractmethod
+    def collectors(self, region: Region) -> dict[str, Collector]:
+        """Return what puts a region together, by the names of what `run` yields."""
+
+    @abstractmethod
+    def run(self, loaded: LoadedModel, batch: Batch) -> Iterator[TileValues]:
+        """Compute a batch; yield for each tile its values by collector."""
+
+    def sources_of(self, collector: str) -> tuple[int, ...]:
+        """Return the inputs that decide where a collector's values are known."""
+        del collector
+        return tuple(range(len(self.inputs)))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the choices that decide the values, as JSON values."""
+        return {}
 
     def provenance(self) -> dict[str, Any]:
-        """Return the attributes that every generated variable carries."""
-        sampling = self.sampling
+        """Return the attributes that every variable carries."""
+        files = {
+            kind: [f"{name}:{file.sha256}" for name, file in rows]
+            for kind, rows in (
+                ("tokenizer", self.spec.tokenizers),
+                ("vocabulary", self.spec.vocabularies),
+            )
+            if rows or kind == "tokenizer"
+        }
+        weights = {}
+        if self.spec.weights is not None:
+            weights = {"terramind_weights_sha256": self.spec.weights.sha256}
         return {
-            "terramind_generated": "true",
             "terramind_model": self.spec.name,
-            "terramind_weights_sha256": self.spec.weights.sha256,
-            "terramind_tokenizer_sha256": [
-                f"{modality}:{file.sha256}" for modality, file in self.spec.tokenizers
-            ],
-            "terramind_inputs": [row.modality for row in self.inputs],
-            "terramind_seed": str(self.seed),
-            "terramind_sampler": (
-                f"one step, temperature={sampling.temperature:g}, top_p={sampling.top_p:g}, "
-                f"top_k={sampling.top_k}"
-            ),
+            **weights,
+            **{f"terramind_{kind}_sha256": rows for kind, rows in files.items()},
+            "terramind_inputs": [_spell(layer) for layer in self.inputs],
             "terramind_version": version("terramind-cube"),
         }
 
@@ -119,55 +208,23 @@ class Generation:
         compute = dataclasses.asdict(self.spec.compute)
         return {
             **self.provenance(),
-            "outputs": list(self.outputs),
+            **self.settings(),
+            "outputs": [variable.name for variable in self.variables()],
             "group_px": self.group_px,
-            "chunk_px": self.chunk_px,
-            "overlap_px": self.overlap_px,
+            "chunk_px": self.cut.chunk_px,
+            "overlap_px": self.grid.y.overlap_px,
             "torch": torch.__version__,
             **{f"compute_{name}": value for name, value in compute.items()},
         }
 
 
-def plan_generation(layout: CubeLayout, outputs: Sequence[str], options: Options) -> Generation:
-    """Check a request against cube, model and weights, and plan it.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError, WeightsError
-        If an output cannot be generated, an input is none of the model's, the overlap or the chunk
-        does not fit, or weights are wrong.
-    """
-    names = check_outputs(outputs)
-    spec, description = choose_model(
-        options.model,
-        names,
-        weights=options.weights,
-        tokenizer_weights=options.tokenizer_weights,
-        compute=options.compute,
-    )
-    grid = TileGrid.over(
-        layout.geobox,
-        tile_px=description.tile_px,
-        patch_px=description.patch_px,
-        overlap_px=options.overlap_px,
-    )
-    if options.chunk_px < description.patch_px:
-        raise ValueError(
-            f"chunks={options.chunk_px}: give at least a patch of {description.patch_px} px."
-        )
-    NoiseStream(options.seed, names[0]).key()
-    inputs = tuple(_input_bands(layer.modality.name, description) for layer in layout.layers)
-    return Generation(
-        spec=spec,
-        inputs=inputs,
-        outputs=names,
-        grid=grid,
-        sampling=options.sampling,
-        seed=options.seed,
-        chunk_px=options.chunk_px,
-        tile_px=description.tile_px,
-        overlap_px=options.overlap_px,
-    )
+def _spell(layer: InputLayer) -> str:
+    """Name an input as the attributes do."""
+    bands = MODALITIES[layer.modality].bands
+    text = layer.modality if layer.form == "pixels" else f"{layer.modality} as tokens"
+    if len(layer.bands) < len(bands):
+        text += f" ({' '.join(bands[band] for band in layer.bands)})"
+    return text
 
 
 def check_chunk(chunks: int | Mapping[str, int] | None) -> int:
@@ -185,33 +242,68 @@ def check_chunk(chunks: int | Mapping[str, int] | None) -> int:
     return side
 
 
-def check_outputs(outputs: Sequence[str]) -> tuple[str, ...]:
-    """Return the outputs' names without repetition.
+def check_outputs(outputs: Sequence[str], what: str = "outputs") -> tuple[str, ...]:
+    """Return the names of modalities without repetition.
 
     Raises
     ------
     ValueError
-        If there is none, one is unknown, or one cannot be generated.
+        If there is none, one is unknown, or one has no tokens.
     """
     if isinstance(outputs, str):
-        raise ValueError(f"outputs is a list of modalities: give [{outputs!r}].")  # noqa: TRY004
+        raise ValueError(f"{what} is a list of modalities: give [{outputs!r}].")  # noqa: TRY004
     if not outputs:
-        raise ValueError("No outputs: give at least one modality, such as ['LULC'].")
-    possible = list(dict.fromkeys(modality for _, modality in TOKENIZERS))
+        raise ValueError(f"No {what}: give at least one modality, such as ['LULC'].")
     for name in outputs:
         if not find_modality(name).is_output:
             can = [row.name for row in MODALITIES.values() if row.is_output]
             raise ValueError(f"{name} cannot be generated; TerraMind generates {', '.join(can)}.")
-        if name not in possible:
-            raise ValueError(
-                f"{name} cannot be generated yet: this version decodes "
-                f"{nearest_name(name, possible)}."
-            )
     return tuple(dict.fromkeys(outputs))
 
 
-def _input_bands(name: str, description: ModelDescription) -> InputBands:
-    if description.raw_input(name) is None:
-        takes = ", ".join(row.modality for row in description.raw_inputs)
-        raise ValueError(f"{name} is no pixel input of {description.name}, which takes {takes}.")
-    return InputBands(name, MODALITIES[name].fill_value, description.statistics[name])
+def read_as_tokens(names: Sequence[str], forms: Mapping[str, Form]) -> tuple[str, ...]:
+    """Return the inputs that a tokenizer has to encode."""
+    return tuple(
+        name for name in names if forms.get(name) == "tokens" or not MODALITIES[name].is_raw_input
+    )
+
+
+def plan_inputs(
+    layout: CubeLayout, forms: Mapping[str, Form], description: ModelDescription
+) -> tuple[InputLayer, ...]:
+    """Return how the layers of a cube become inputs of a model.
+
+    Parameters
+    ----------
+    layout : CubeLayout
+    forms : mapping of str to {"pixels", "tokens"}
+        By modality; the others are pixels where the model takes them, else tokens.
+    description : ModelDescription
+
+    Raises
+    ------
+    ValueError
+        If the model takes a modality in no form, or not in the one that is asked for.
+    """
+    layers = []
+    for layer in layout.layers:
+        name = layer.modality.name
+        takes = {
+            "pixels": description.raw_input(name) is not None,
+            "tokens": description.token_space(name) is not None,
+        }
+        form: Form = forms.get(name) or ("pixels" if takes["pixels"] else "tokens")
+        if form not in takes:
+            raise ValueError(f"inputs: {name} is read as 'pixels' or as 'tokens', not as {form!r}.")
+        if not takes[form]:
+            raw = ", ".join(row.modality for row in description.raw_inputs)
+            tokens = ", ".join(row.modality for row in description.token_spaces)
+            raise ValueError(
+                f"{description.name} takes no {form} of {name}: it takes the pixels of {raw} and "
+                f"the tokens of {tokens}."
+            )
+        is_classes = layer.modality.kind == "classes"
+        statistics = None if is_classes else description.statistics[name]
+        nodata = layer.modality.fill_value
+        layers.append(InputLayer(name, form, nodata, statistics, layer.bands))
+    return tuple(layers)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +20,11 @@ from terramind_cube.model.loading import (
     inspect_tokenizer_weights,
     load_model,
     load_tokenizer,
+)
+from terramind_cube.model.text import (
+    CaptionVocabulary,
+    CoordinateVocabulary,
+    load_coordinate_vocabulary,
 )
 from terramind_cube.model.variants import (
     MODELS,
@@ -30,17 +36,26 @@ from terramind_cube.model.variants import (
 from terramind_cube.model.weights import file_sha256, resolve_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from os import PathLike
 
     from terramind_cube.model.tokenizers import Tokenizer
     from terramind_cube.model.transformer import TerraMind
 
-__all__ = ["Compute", "LoadedModel", "ModelSpec", "WeightsFile", "acquire", "choose_model"]
+__all__ = [
+    "Compute",
+    "LoadedModel",
+    "ModelSpec",
+    "Needs",
+    "WeightsChoice",
+    "WeightsFile",
+    "acquire",
+    "choose_model",
+]
 
 # On CPUs batches beyond 2 gain nothing (measured: 304, 307, 308 ms per tile at 2, 4, 8), and a short
-# batch wastes its padding.
-COMPUTE_BATCH = {"cpu": 2, "cuda": 64}
+# batch wastes its padding. On a GPU a trial chooses, see `trial.largest_batch`.
+COMPUTE_BATCH = {"cpu": 2, "cuda": 0}
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class Compute:
         Such as "cpu" or "cuda".
     precision : {"float32", "bfloat16", "auto"}
     batch : int
-        Tiles per forward pass; short batches are padded to it.
+        Tiles per forward pass; short batches are padded to it. 0 until a trial has chosen it.
     threads : int
         Threads inside an operation on a CPU.
     """
@@ -102,63 +117,93 @@ class Compute:
             raise ValueError(f"device {chosen!r}: torch sees no CUDA device; use device='cpu'.")
         if precision not in ("float32", "bfloat16", "auto"):
             raise ValueError(f"Unknown precision {precision!r}: float32, bfloat16 or auto.")
-        batch = COMPUTE_BATCH[kind] if batch is None else batch
         threads = torch.get_num_threads() if threads is None else threads
-        if batch < 1 or threads < 1:
+        if threads < 1 or (batch is not None and batch < 1):
             raise ValueError(f"compute_batch={batch} and threads={threads} must be at least 1.")
-        return cls(chosen, precision, batch, threads)
+        return cls(chosen, precision, COMPUTE_BATCH[kind] if batch is None else batch, threads)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model with the tokenizers of its outputs, as a key.
+    """A model with the tokenizers and vocabularies that a run needs, as a key.
 
     Attributes
     ----------
     name : str
-    weights : WeightsFile
+    weights : WeightsFile or None
+        None where only tokenizers are needed.
     tokenizers : tuple of (str, WeightsFile)
         By modality.
+    vocabularies : tuple of (str, WeightsFile)
+        Of sequences, by modality; without a path the bundled one.
     family : str
         Family of the tokenizers.
     compute : Compute
     """
 
     name: str
-    weights: WeightsFile
+    weights: WeightsFile | None
     tokenizers: tuple[tuple[str, WeightsFile], ...]
+    vocabularies: tuple[tuple[str, WeightsFile], ...]
     family: str
     compute: Compute
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and its tokenizers in memory, with the lock that guards their use."""
+    """A model, its tokenizers and vocabularies in memory."""
 
-    model: TerraMind
+    network: TerraMind | None
     tokenizers: Mapping[str, Tokenizer]
+    vocabularies: Mapping[str, CoordinateVocabulary | CaptionVocabulary]
     device: torch.device
-    lock: threading.Lock
+
+    @property
+    def model(self) -> TerraMind:
+        """The transformer, which the specification asked for."""
+        assert self.network is not None
+        return self.network
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run needs besides the transformer.
+
+    Attributes
+    ----------
+    decoded, encoded : tuple of str
+        Modalities whose tokenizers decode and encode.
+    sequences : tuple of str
+        Sequences that are read or generated.
+    transformer : bool
+        Whether the transformer itself is needed.
+    """
+
+    decoded: tuple[str, ...] = ()
+    encoded: tuple[str, ...] = ()
+    sequences: tuple[str, ...] = ()
+    transformer: bool = True
+
+
+@dataclass(frozen=True)
+class WeightsChoice:
+    """A user's weights: paths or "pretrained", None for untrained ones."""
+
+    name: str
+    weights: str | PathLike[str] | None = None
+    tokenizers: Mapping[str, str | PathLike[str]] | None = None
+    vocabularies: Mapping[str, str | PathLike[str]] | None = None
 
 
 def choose_model(
-    name: str,
-    outputs: Sequence[str],
-    *,
-    weights: str | PathLike[str] | None,
-    tokenizer_weights: Mapping[str, str | PathLike[str]] | None,
-    compute: Compute,
+    choice: WeightsChoice, needs: Needs, compute: Compute
 ) -> tuple[ModelSpec, ModelDescription]:
     """Check a user's choice of weights against the files' headers, without loading them.
 
     Parameters
     ----------
-    name : str
-        Of the model.
-    outputs : sequence of str
-        Modalities to generate: their tokenizers are needed.
-    weights, tokenizer_weights
-        Paths, or "pretrained"; None for untrained weights.
+    choice : WeightsChoice
+    needs : Needs
     compute : Compute
 
     Returns
@@ -170,24 +215,33 @@ def choose_model(
     ------
     ValueError, FileNotFoundError, WeightsError
         If a name is unknown, a file is absent, damaged or of another model, an output cannot be
-        generated, or a tokenizer speaks other tokens than the model.
+        generated, a tokenizer speaks other tokens than the model, or a vocabulary is missing.
     """
+    name = choice.name
     description = describe_model(name)
     file = WeightsFile()
-    if weights is not None:
-        path = resolve_weights(weights, pretrained=MODELS[name].pretrained, name=name)
+    if choice.weights is not None:
+        path = resolve_weights(choice.weights, pretrained=MODELS[name].pretrained, name=name)
         description = inspect_model_weights(name, path)
         file = WeightsFile(str(path), file_sha256(path))
-    given = dict(tokenizer_weights or {})
-    unused = sorted(set(given) - set(outputs))
+    wanted = tuple(dict.fromkeys((*needs.decoded, *needs.encoded)))
+    given = dict(choice.tokenizers or {})
+    unused = sorted(set(given) - set(wanted))
     if unused:
-        raise ValueError(f"tokenizer_weights names {', '.join(unused)}, which is no output.")
+        raise ValueError(
+            f"tokenizer_weights names {', '.join(unused)}, which is no output and no input that is "
+            "read as tokens."
+        )
     tokenizers = []
-    for modality in outputs:
+    for modality in wanted:
         row, tokenizer_file = _choose_tokenizer(modality, description, given.get(modality))
         _check_tokens(description, row)
         tokenizers.append((modality, tokenizer_file))
-    return ModelSpec(name, file, tuple(tokenizers), description.tokenizers, compute), description
+    vocabularies = _choose_vocabularies(choice, needs, description)
+    weights = file if needs.transformer else None
+    family = description.tokenizers
+    spec = ModelSpec(name, weights, tuple(tokenizers), vocabularies, family, compute)
+    return spec, description
 
 
 def _choose_tokenizer(
@@ -201,6 +255,43 @@ def _choose_tokenizer(
     return row, WeightsFile(str(path), file_sha256(path))
 
 
+def _choose_vocabularies(
+    choice: WeightsChoice, needs: Needs, description: ModelDescription
+) -> tuple[tuple[str, WeightsFile], ...]:
+    given = dict(choice.vocabularies or {})
+    unused = sorted(set(given) - set(needs.sequences))
+    if unused:
+        raise ValueError(f"vocabularies names {', '.join(unused)}, which is no input or output.")
+    chosen = []
+    for name in needs.sequences:
+        space = description.token_space(name)
+        if space is None:
+            raise ValueError(
+                f"{description.name} knows no {name}: it has no tokens of them. "
+                "Captions belong to the unreleased v0.1 model."
+            )
+        file = WeightsFile(None, "bundled")
+        if name in given:
+            path = Path(given[name])
+            if not path.is_file():
+                raise FileNotFoundError(f"No vocabulary of {name} at {path.absolute()}.")
+            file = WeightsFile(str(path), file_sha256(path))
+        elif name == "Captions":
+            raise ValueError(
+                "Captions need a vocabulary: give vocabularies={'Captions': path} with the "
+                "WordPiece file of the model."
+            )
+        _load_vocabulary(name, file).check_fits(space.vocabulary)
+        chosen.append((name, file))
+    return tuple(chosen)
+
+
+def _load_vocabulary(name: str, file: WeightsFile) -> CoordinateVocabulary | CaptionVocabulary:
+    if name == "Captions":
+        return CaptionVocabulary.from_file(file.path or "")
+    return load_coordinate_vocabulary(file.path)
+
+
 def _check_tokens(model: ModelDescription, tokenizer: TokenizerDescription) -> None:
     space = model.token_space(tokenizer.modality)
     theirs = (tokenizer.vocabulary, tokenizer.patch_px)
@@ -212,8 +303,10 @@ def _check_tokens(model: ModelDescription, tokenizer: TokenizerDescription) -> N
         )
 
 
-_loaded: dict[ModelSpec, LoadedModel] = {}
+# Parts in memory, by what they are: runs with the same model or tokenizer share them.
+_parts: dict[tuple[object, ...], Any] = {}
 _loading = threading.Lock()
+_devices: dict[str, threading.Lock] = {}
 
 
 @contextmanager
@@ -225,31 +318,48 @@ def acquire(spec: ModelSpec) -> Iterator[LoadedModel]:
 
     Raises
     ------
-    WeightsError
+    ValueError
         If a file is no longer the one that was chosen.
     """
     with _loading:
-        if spec not in _loaded:
-            _loaded[spec] = _load(spec)
-        loaded = _loaded[spec]
-    with loaded.lock:
+        loaded = _assemble(spec)
+        lock = _devices.setdefault(spec.compute.device, threading.Lock())
+    with lock:
         # Dask's workers set other thread counts; the same count everywhere keeps the bytes.
         torch.set_num_threads(spec.compute.threads)
         yield loaded
 
 
-def _load(spec: ModelSpec) -> LoadedModel:
-    compute = spec.compute
-    for file in (spec.weights, *(file for _, file in spec.tokenizers)):
-        if file.path is not None and file_sha256(Path(file.path)) != file.sha256:
-            raise ValueError(
-                f"{file.path} is not the file that was chosen: its SHA-256 was {file.sha256}."
-            )
-    model = load_model(spec.name, spec.weights.path, compute.device, compute.precision)
-    tokenizers = {
-        modality: load_tokenizer(
-            modality, file.path, compute.device, compute.precision, family=spec.family
+def _assemble(spec: ModelSpec) -> LoadedModel:
+    device, precision = spec.compute.device, spec.compute.precision
+
+    def part(kind: str, name: str, file: WeightsFile, load: Callable[[], Any]) -> Any:
+        key = (kind, name, file, spec.family, device, precision)
+        if key not in _parts:
+            if file.path is not None and file_sha256(Path(file.path)) != file.sha256:
+                raise ValueError(
+                    f"{file.path} is not the file that was chosen: its SHA-256 was {file.sha256}."
+                )
+            _parts[key] = load()
+        return _parts[key]
+
+    network = None
+    if spec.weights is not None:
+        file = spec.weights
+        network = part(
+            "model", spec.name, file, lambda: load_model(spec.name, file.path, device, precision)
         )
-        for modality, file in spec.tokenizers
+    tokenizers = {
+        name: part(
+            "tokenizer",
+            name,
+            file,
+            partial(load_tokenizer, name, file.path, device, precision, family=spec.family),
+        )
+        for name, file in spec.tokenizers
     }
-    return LoadedModel(model, tokenizers, torch.device(compute.device), threading.Lock())
+    vocabularies = {
+        name: part("vocabulary", name, file, partial(_load_vocabulary, name, file))
+        for name, file in spec.vocabularies
+    }
+    return LoadedModel(network, tokenizers, vocabularies, torch.device(device))

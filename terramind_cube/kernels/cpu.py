@@ -16,7 +16,7 @@ from terramind_cube.kernels.reference import KEY_STEPS, MULTIPLIERS, ROUNDS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["normalize", "philox_uniform"]
+__all__ = ["normalize", "philox_normal", "philox_uniform"]
 
 _M0, _M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
 _W0, _W1 = np.uint64(KEY_STEPS[0]), np.uint64(KEY_STEPS[1])
@@ -87,3 +87,29 @@ def philox_uniform(
 ) -> None:
     """Twin of `reference.philox_uniform`."""
     _uniform(np.uint64(key[0]), np.uint64(key[1]), rows, cols, out)
+
+
+@numba.njit(nogil=True, cache=True)
+def _box_muller(out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    cells, count = out.shape
+    for cell in range(cells):
+        for i in range(0, count, 2):
+            radius = np.sqrt(np.float32(-2) * np.log(out[cell, i]))
+            angle = np.float32(2 * np.pi) * out[cell, i + 1]
+            out[cell, i] = radius * np.cos(angle)
+            out[cell, i + 1] = radius * np.sin(angle)
+
+
+def philox_normal(
+    key: tuple[int, int],
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    out: NDArray[np.float32],
+) -> None:
+    """Twin of `reference.philox_normal`, to the rounding of logarithm, sine and cosine."""
+    count = out.shape[1]
+    even = out if count % 2 == 0 else np.empty((len(out), count + 1), np.float32)
+    philox_uniform(key, rows, cols, even)
+    _box_muller(even)
+    if even is not out:
+        out[:] = even[:, :count]

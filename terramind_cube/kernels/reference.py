@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["normalize", "philox", "philox_uniform"]
+__all__ = ["normalize", "philox", "philox_normal", "philox_uniform"]
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -77,3 +77,22 @@ def philox_uniform(
     words = np.stack(philox(counter, key), axis=-1).reshape(out.shape[0], 4 * blocks)
     numbers = ((words >> np.uint64(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
     out[:] = numbers[:, : out.shape[1]]
+
+
+def philox_normal(
+    key: tuple[int, int],
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    out: NDArray[np.float32],
+) -> None:
+    """Fill `out` (cells, count) with standard normal numbers that depend on key and cell alone.
+
+    Numbers 2 j and 2 j + 1 come from the uniform numbers of the same places by the transform of
+    Box and Muller (1958), cosine first.
+    """
+    uniform = np.empty((out.shape[0], out.shape[1] + out.shape[1] % 2), np.float32)
+    philox_uniform(key, rows, cols, uniform)
+    radius = np.sqrt(np.float32(-2) * np.log(uniform[:, ::2]))
+    angle = np.float32(2 * np.pi) * uniform[:, 1::2]
+    uniform[:, ::2], uniform[:, 1::2] = radius * np.cos(angle), radius * np.sin(angle)
+    out[:] = uniform[:, : out.shape[1]]

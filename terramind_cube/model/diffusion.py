@@ -80,7 +80,7 @@ def noise_levels(steps: int, sampler: Sampler = "dpm++") -> tuple[NoiseLevel, ..
         If the number of steps or the sampler is not known.
     """
     if not 1 <= steps <= TRAINING_STEPS:
-        raise ValueError(f"steps must lie in 1 .. {TRAINING_STEPS}, got {steps}.")
+        raise ValueError(f"steps must be at least 1 and at most {TRAINING_STEPS}, got {steps}.")
     if sampler == "ddim":
         chosen = np.arange(TRAINING_STEPS, 0, -(TRAINING_STEPS // steps)) - 1
     elif sampler == "dpm++":

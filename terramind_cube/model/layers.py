@@ -93,7 +93,8 @@ class GatedMlp(nn.Module):
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
-    return x.view(*x.shape[:-1], heads, -1).transpose(-3, -2)  # (B, N, H*K) -> (B, H, N, K)
+    # (B, N, H*K) -> (B, H, N, K)
+    return x.view(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(-3, -2)
 
 
 def _merge_heads(x: Tensor) -> Tensor:

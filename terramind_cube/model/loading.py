@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from terramind_cube.model.embeddings import SequenceTarget, TokenTarget
-from terramind_cube.model.tokenizers import Part, Tokenizer
+from terramind_cube.model.tokenizers import PARTS_TENSORS, Part, Tokenizer
 from terramind_cube.model.transformer import TerraMind
 from terramind_cube.model.variants import (
     MODELS,
@@ -25,6 +25,7 @@ from terramind_cube.model.variants import (
     describe_tokenizer,
 )
 from terramind_cube.model.weights import (
+    WeightsError,
     WeightsHeader,
     check_tensors,
     load_tensors,
@@ -150,7 +151,7 @@ def _provide_part(
     with torch.device("cpu" if path is None else "meta"):
         tokenizer.build(part)
     if path is None:
-        fill_untrained(tokenizer)
+        fill_untrained(tokenizer, PARTS_TENSORS[part])
     else:
         _fill(tokenizer, path)
     tokenizer.cast(part, dtype)
@@ -237,16 +238,27 @@ def _fill(network: nn.Module, path: Path) -> None:
         for name, tensor in load_tensors(path).items()
         if name in wanted
     }
+    missing = sorted(wanted - tensors.keys())
+    if missing:
+        raise WeightsError(
+            f"{path} no longer holds {missing[0]} ({len(missing)} tensors are missing): it was "
+            "replaced since it was chosen. Load it anew."
+        )
     network.load_state_dict(tensors, strict=False, assign=True)
     for module in network.modules():
         if isinstance(module, (TokenTarget, SequenceTarget)):
             module.token_emb.weight = module.to_logits.weight
 
 
-def fill_untrained(network: nn.Module) -> None:
-    """Fill a network with values that depend on each tensor's name alone, on any machine."""
+def fill_untrained(network: nn.Module, prefixes: tuple[str, ...] = ("",)) -> None:
+    """Fill a network with values that depend on each tensor's name alone, on any machine.
+
+    Only tensors whose names begin with one of the prefixes are filled.
+    """
     with torch.no_grad():
         for name, tensor in network.named_parameters():
+            if not name.startswith(prefixes):
+                continue
             if name.endswith("bias"):
                 tensor.zero_()
             elif tensor.ndim > 1:

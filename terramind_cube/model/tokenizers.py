@@ -30,16 +30,24 @@ from terramind_cube.model.quantizer import FiniteScalarQuantizer
 from terramind_cube.model.unet import UNet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from terramind_cube.model.variants import TokenizerDescription
 
-__all__ = ["PARTS", "Clamp", "Tokenizer"]
+__all__ = ["CLAMPS", "PARTS", "PARTS_TENSORS", "Clamp", "Tokenizer"]
 
 Part = Literal["encoder", "decoder"]
 PARTS: tuple[Part, Part] = ("encoder", "decoder")
+PARTS_TENSORS: Mapping[Part, tuple[str, ...]] = {
+    "encoder": ("encoder.", "quant_proj."),
+    "decoder": ("decoder.", "post_quant_proj."),
+}
+"""How the names of each half's tensors begin."""
+
 Clamp = Literal["physical", "released"]
 CLAMPS = ("physical", "released", None)
+# One for all tokenizers, so that each of them can be copied and pickled.
+_PROVIDING = threading.Lock()
 
 
 class _ViT(nn.Module):
@@ -129,7 +137,6 @@ class Tokenizer(nn.Module):
         self.description = description
         self.quantizer = FiniteScalarQuantizer(description.fsq_levels)
         self._provide = provide
-        self._providing = threading.Lock()
         for part in parts:
             self.build(part)
 
@@ -161,10 +168,16 @@ class Tokenizer(nn.Module):
 
     def require(self, *parts: Part) -> None:
         """Load halves that are not in memory yet."""
-        with self._providing:
+        # Tensors made in inference mode, in which the callers are, could never be trained.
+        with _PROVIDING, torch.inference_mode(False):
             for part in parts:
                 if self._provide is not None and not self.has(part):
-                    self._provide(self, part)
+                    try:
+                        self._provide(self, part)
+                    except BaseException:
+                        # An unfilled half must not pass for a loaded one.
+                        self._modules.pop(part, None)
+                        raise
 
     @property
     def decodes_by_diffusion(self) -> bool:
@@ -304,7 +317,9 @@ class Tokenizer(nn.Module):
         multiple = self.decoder.description.multiple_px
         bottom, right = -height % multiple, -width % multiple
         if bottom or right:
-            noise = F.pad(noise, (0, right, 0, bottom), mode="circular")
+            # Around the edges, more than once if the image is small.
+            noise = noise[..., torch.arange(height + bottom) % height, :]
+            noise = noise[..., torch.arange(width + right) % width]
             cells = (0, right // row.patch_px, 0, bottom // row.patch_px)
             codes = F.pad(codes, cells, mode="replicate")
         image: Tensor = sample_image(
