@@ -10,6 +10,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -18,13 +19,15 @@ __all__ = ["matmul_gflops", "tile_flops"]
 TOKENS = 196  # 224 px in patches of 16 px
 
 
-def matmul_gflops(threads: int, *, size: int = 2048, repeats: int = 7) -> float:
-    """Return the measured rate of a float32 matrix product of `size` cubed, GFLOP/s, median."""
+def matmul_gflops(
+    threads: int, *, size: int = 2048, repeats: int = 7, dtype: torch.dtype = torch.float32
+) -> float:
+    """Return the measured rate of a matrix product of `size` cubed, GFLOP/s, median."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        a, b = torch.randn(size, size), torch.randn(size, size)
-        out = torch.empty(size, size)
+        a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+        out = torch.empty(size, size, dtype=dtype)
         torch.mm(a, b, out=out)
         seconds = []
         for _ in range(repeats):
@@ -36,26 +39,41 @@ def matmul_gflops(threads: int, *, size: int = 2048, repeats: int = 7) -> float:
     return 2e-9 * size**3 / statistics.median(seconds)
 
 
-def tile_flops() -> dict[str, int]:
-    """Return the floating-point operations of one 224 px tile, S2L2A to LULC, by part.
+@dataclass(frozen=True)
+class Size:
+    """Width, encoder and decoder blocks, and the matrices and width inside the MLP of a model."""
+
+    width: int
+    encoder: int
+    decoder: int
+    mlp: tuple[int, int]
+
+
+SIZES = {"tiny": Size(192, 12, 4, (2, 768)), "base": Size(768, 12, 12, (3, 2048))}
+# Of one evaluation of the UNet of a diffusion tokenizer at 224 px (torch's FlopCounterMode).
+UNET_FLOPS = 189_156_196_352
+
+
+def tile_flops(size: str = "tiny", output: str = "LULC", steps: int = 10) -> dict[str, int]:
+    """Return the floating-point operations of one 224 px tile from S2L2A, by part.
 
     A multiply and an add are two operations; norms, softmax and activations are left out (below
-    2 %). Sizes are those of terramind_v1_tiny (encoder 12 blocks, decoder 4, width 192) and of the
-    decoder of the LULC tokenizer (12 blocks, width 768).
+    2 %). The decoder of the LULC tokenizer has 12 blocks of width 768, that of the others is the
+    UNet, `steps` times.
     """
-    n, width, wide = TOKENS, 192, 768
-    patch_pixels, codebook, out_channels = 16 * 16, 4375, 10
-    block = _linear(n, width, 12 * width) + _attention(n, width)
+    row, n = SIZES[size], TOKENS
+    patch_pixels, codebook = 16 * 16, 4375 if output == "LULC" else 15360
+    mlp = row.mlp[0] * _linear(n, row.width, row.mlp[1])
+    block = _linear(n, row.width, 4 * row.width) + mlp + _attention(n, row.width)
+    cross = _linear(n, row.width, 4 * row.width) + _attention(n, row.width)
+    wide = 768
     wide_block = _linear(n, wide, 12 * wide) + _attention(n, wide)
-    cross = _linear(n, width, 4 * width) + _attention(n, width)
+    vit = _linear(n, 5, wide) + 12 * wide_block + _linear(n, wide, 8 * wide + 10 * patch_pixels)
     return {
-        "encoder": _linear(n, 12 * patch_pixels, width) + 12 * block,
-        "decoder": _linear(n, width, width) + 4 * (block + cross),
-        "head": _linear(n, width, codebook),
-        "tokenizer_decoder": _linear(n, 5, wide)
-        + 12 * wide_block
-        + _linear(n, wide, 8 * wide)
-        + _linear(n, wide, out_channels * patch_pixels),
+        "encoder": _linear(n, 12 * patch_pixels, row.width) + row.encoder * block,
+        "decoder": _linear(n, row.width, row.width) + row.decoder * (block + cross),
+        "head": _linear(n, row.width, codebook),
+        "tokenizer_decoder": vit if output == "LULC" else steps * UNET_FLOPS,
     }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["parity_kit", "write_checkpoints", "write_scene"]
 
-CHECKPOINTS = {"tiny": "tiny.pt", "tokenizer_lulc": "tokenizer_lulc.pt"}
+CHECKPOINTS = ("tiny", "base", "tokenizer_lulc", "tokenizer_s1grd")
 
 
 def parity_kit(shared: str | Path | None = None) -> Path:
@@ -67,15 +67,15 @@ def write_checkpoints(kit: Path, out: Path, *, seed: int = 21) -> dict[str, Path
     Returns
     -------
     dict
-        By entry of ``state_dicts.json``: "tiny" and "tokenizer_lulc".
+        By entry of ``state_dicts.json``, those of `CHECKPOINTS`.
     """
     seeded = _seeded(kit)
     layouts = json.loads((kit / "state_dicts.json").read_text())
     out.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for entry, name in CHECKPOINTS.items():
+    for entry in CHECKPOINTS:
         arrays = seeded.fill_state_dict(layouts[entry], seed)
-        paths[entry] = out / name
+        paths[entry] = out / f"{entry}.pt"
         torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, paths[entry])
     return paths
 

@@ -6,21 +6,19 @@ imported by the methods, so that `import terramind_cube` costs little more than 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
     from typing import TypeAlias, Unpack
 
     from matplotlib.figure import Figure
 
-    from terramind_cube.inference.sequences import SequenceInputs
-    from terramind_cube.inference.sources import Form
+    from terramind_cube.inference.settings import GenerateSettings
     from terramind_cube.model.diffusion import Sampler
     from terramind_cube.model.loading import Precision
     from terramind_cube.model.tokenizers import Clamp
@@ -28,44 +26,7 @@ if TYPE_CHECKING:
 
     Weights: TypeAlias = str | PathLike[str]
 
-__all__ = ["GenerateSettings", "TerraMindAccessor"]
-
-
-class GenerateSettings(TypedDict, total=False):
-    """Keyword arguments of `TerraMindAccessor.generate`, where each is described."""
-
-    inputs: Sequence[str] | Mapping[str, str] | None
-    model: str
-    weights: Weights | None
-    tokenizer_weights: Mapping[str, Weights] | None
-    vocabularies: Mapping[str, Weights] | None
-    seed: int
-    n_samples: int
-    keep_samples: bool
-    chain: bool
-    think: Sequence[str]
-    temperature: float
-    top_p: float
-    top_k: int
-    decoding_steps: int
-    scheme: Literal["roar", "maskgit"]
-    schedule: Literal["cosine", "linear"]
-    temperature_schedule: str
-    guidance: float | Mapping[str, float] | None
-    soft: bool
-    steps: int
-    sampler: Sampler
-    clamp: Clamp | None
-    bands: Mapping[str, Sequence[str]] | None
-    caption: str | None
-    candidates: int
-    token_confidence: bool | None
-    overlap: int
-    chunks: int | Mapping[str, int] | None
-    precision: Precision
-    device: str | None
-    compute_batch: int | None
-    threads: int | None
+__all__ = ["TerraMindAccessor"]
 
 
 @xr.register_dataset_accessor("terramind")
@@ -128,8 +89,8 @@ class TerraMindAccessor:
         inputs : sequence of str, or mapping of str to {"pixels", "tokens"}, optional
             Modalities to look at; by default every one of the cube whose pixels TerraMind takes and
             that is not generated. A mapping chooses for each whether the model sees its pixels or
-            its tokens; LULC and NDVI are always tokens. ``"Coordinates"`` shows the model where
-            each tile lies.
+            its tokens; LULC and NDVI are always tokens. ``"Coordinates"``, beside a raster, shows
+            the model where each tile lies.
         model : str
             See `terramind_cube.load_model`.
         weights : path or "pretrained", optional
@@ -214,37 +175,30 @@ class TerraMindAccessor:
         ValueError, FileNotFoundError
             If cube, names, weights or numbers do not fit; nothing has been computed then.
         """
-        from terramind_cube.cube.layout import read_layout
-        from terramind_cube.inference.generate import Diffusion, Options, plan_generation
-        from terramind_cube.inference.mapping import map_plan
-        from terramind_cube.inference.plan import check_chunk, check_outputs
-        from terramind_cube.inference.runtime import Compute, WeightsChoice
-        from terramind_cube.inference.variables import Ensemble
-        from terramind_cube.model.decoding import Decoding
-        from terramind_cube.model.generation import Sampling
+        from terramind_cube import inference as room
 
-        sampling = Sampling(temperature, top_p, top_k)
-        layers, forms, sequences = _read_inputs(inputs, caption)
-        options = Options(
-            WeightsChoice(model, weights, tokenizer_weights, vocabularies),
-            Compute.choose(device, precision, compute_batch, threads),
+        sampling = room.Sampling(temperature, top_p, top_k)
+        layers, forms, sequences = room.read_inputs(inputs, caption)
+        options = room.Options(
+            room.WeightsChoice(model, weights, tokenizer_weights, vocabularies),
+            room.Compute.choose(device, precision, compute_batch, threads),
             forms,
             sequences,
             seed,
-            Decoding(sampling, decoding_steps, scheme, schedule, temperature_schedule, soft),
-            Diffusion(steps, sampler, clamp),
-            Ensemble(n_samples, keep_samples),
+            room.Decoding(sampling, decoding_steps, scheme, schedule, temperature_schedule, soft),
+            room.Diffusion(steps, sampler, clamp),
+            room.Ensemble(n_samples, keep_samples),
             guidance,
             chain,
-            tuple(think),
+            think,
             token_confidence,
             candidates,
             overlap,
-            check_chunk(chunks),
+            room.check_chunk(chunks),
         )
-        names = check_outputs(outputs)
-        layout = read_layout(self._cube, layers, bands=bands, besides=names)
-        return map_plan(layout, plan_generation(layout, names, options))
+        names = room.check_outputs(outputs)
+        layout = room.read_layout(self._cube, layers, bands=bands, besides=names)
+        return room.map_plan(layout, room.plan_generation(layout, names, options))
 
     def write(
         self,
@@ -255,10 +209,7 @@ class TerraMindAccessor:
         progress: Callable[[int, int, Receipt], None] | None = None,
         **settings: Unpack[GenerateSettings],
     ) -> Path:
-        """Generate modalities straight into a Zarr store, group by group.
-
-        Memory does not grow with the area, and a run that was killed goes on with
-        ``resume=True``.
+        """Generate modalities straight into a Zarr store, group by group, in bounded memory.
 
         Parameters
         ----------
@@ -285,19 +236,19 @@ class TerraMindAccessor:
         ValueError
             If the store there is of another request.
         """
-        from terramind_cube.inference.mapping import generated_regions, read_fingerprint
+        from terramind_cube import inference as room
         from terramind_cube.store.ledger import read_run
         from terramind_cube.store.writer import write_result
 
         if resume and settings.get("compute_batch") is None and Path(path).exists():
             # A trial may find another batch today; the store's own keeps the bytes.
-            settings["compute_batch"] = read_run(path).fingerprint["compute_batch"]
+            settings["compute_batch"] = read_run(path).fingerprint.get("compute_batch")
         result = self.generate(outputs, **settings)
         return write_result(
             result,
             Path(path),
-            regions=generated_regions(result),
-            fingerprint=read_fingerprint(result),
+            regions=room.generated_regions(result),
+            fingerprint=room.read_fingerprint(result),
             resume=resume,
             progress=progress,
         )
@@ -339,8 +290,7 @@ class TerraMindAccessor:
         think : sequence of str
             Modalities whose tokens are generated first and looked at as further modalities
             (Thinking-in-Modalities); `seed`, `temperature`, `top_p` and `top_k` draw them.
-        inputs, model, weights, tokenizer_weights, vocabularies, caption, chunks, precision, device,
-        compute_batch, threads
+        inputs, model, weights, tokenizer_weights, ...
             As in `generate`.
 
         Returns
@@ -348,41 +298,32 @@ class TerraMindAccessor:
         xarray.DataArray
             Lazy, float32, (time, [layer,] [modality,] token_y, token_x, feature), with the centres
             of the token cells as coordinates; NaN where no input is valid. Tiles do not overlap.
-
-        Raises
-        ------
-        ValueError, FileNotFoundError
-            If cube, names, weights or numbers do not fit; nothing has been computed then.
+            Errors are those of `generate`.
         """
-        from terramind_cube.cube.layout import read_layout
-        from terramind_cube.inference.features import EMBEDDING, EmbedOptions, plan_embedding
-        from terramind_cube.inference.mapping import map_plan
-        from terramind_cube.inference.plan import check_chunk
-        from terramind_cube.inference.runtime import Compute, WeightsChoice
-        from terramind_cube.model.decoding import Decoding
-        from terramind_cube.model.generation import Sampling
+        from terramind_cube import inference as room
 
-        names, forms, sequences = _read_inputs(inputs, caption)
-        options = EmbedOptions(
-            WeightsChoice(model, weights, tokenizer_weights, vocabularies),
-            Compute.choose(device, precision, compute_batch, threads),
+        names, forms, sequences = room.read_inputs(inputs, caption)
+        options = room.EmbedOptions(
+            room.WeightsChoice(model, weights, tokenizer_weights, vocabularies),
+            room.Compute.choose(device, precision, compute_batch, threads),
             forms,
             sequences,
             layers,
             merge,
-            tuple(think),
-            Decoding(Sampling(temperature, top_p, top_k)),
+            think,
+            room.Decoding(room.Sampling(temperature, top_p, top_k)),
             seed,
-            check_chunk(chunks),
+            room.check_chunk(chunks),
         )
-        layout = read_layout(self._cube, names, bands=bands)
-        return map_plan(layout, plan_embedding(layout, options))[EMBEDDING]
+        layout = room.read_layout(self._cube, names, bands=bands)
+        return room.map_plan(layout, room.plan_embedding(layout, options))[room.EMBEDDING]
 
-    def tokenize(
+    def tokenize(  # noqa: PLR0913  # the public surface
         self,
         modalities: Sequence[str],
         *,
         model: str = "terramind_nano",
+        weights: Weights | None = None,
         tokenizer_weights: Mapping[str, Weights] | None = None,
         chunks: int | Mapping[str, int] | None = None,
         precision: Precision = "float32",
@@ -396,8 +337,8 @@ class TerraMindAccessor:
         ----------
         modalities : sequence of str
             Rasters that have a tokenizer.
-        model : str
-            Whose tokenizers to take.
+        model, weights
+            Whose tokenizers, tiles and statistics to take.
         tokenizer_weights, chunks, precision, device, compute_batch, threads
             As in `generate`.
 
@@ -406,28 +347,23 @@ class TerraMindAccessor:
         xarray.Dataset
             Lazy ``X_tokens`` (time, token_y, token_x), int32, -1 where the modality has no valid
             pixel. Tiles do not overlap.
-
-        Raises
-        ------
-        ValueError, FileNotFoundError
-            If cube, names or weights do not fit; nothing has been computed then.
+            Errors are those of `generate`.
         """
-        from terramind_cube.cube.layout import read_layout
-        from terramind_cube.inference.features import plan_tokenization
-        from terramind_cube.inference.mapping import map_plan
-        from terramind_cube.inference.plan import check_chunk, check_outputs
-        from terramind_cube.inference.runtime import Compute, WeightsChoice
+        from terramind_cube import inference as room
 
-        layout = read_layout(self._cube, check_outputs(modalities, "modalities"))
-        choice = WeightsChoice(model, None, tokenizer_weights)
-        compute = Compute.choose(device, precision, compute_batch, threads)
-        return map_plan(layout, plan_tokenization(layout, choice, compute, check_chunk(chunks)))
+        layout = room.read_layout(self._cube, room.check_outputs(modalities, "modalities"))
+        choice = room.WeightsChoice(model, weights, tokenizer_weights)
+        compute = room.Compute.choose(device, precision, compute_batch, threads)
+        return room.map_plan(
+            layout, room.plan_tokenization(layout, choice, compute, room.check_chunk(chunks))
+        )
 
     def reconstruct(  # noqa: PLR0913  # the public surface
         self,
         modalities: Sequence[str],
         *,
         model: str = "terramind_nano",
+        weights: Weights | None = None,
         tokenizer_weights: Mapping[str, Weights] | None = None,
         seed: int = 0,
         steps: int = 10,
@@ -446,40 +382,30 @@ class TerraMindAccessor:
         ----------
         modalities : sequence of str
             Rasters that have a tokenizer.
-        model : str
-            Whose tokenizers to take.
-        tokenizer_weights, seed, steps, sampler, clamp, overlap, chunks, precision, device,
-        compute_batch, threads
+        model, weights
+            Whose tokenizers, tiles and statistics to take.
+        tokenizer_weights, seed, steps, sampler, clamp, ...
             As in `generate`.
 
         Returns
         -------
         xarray.Dataset
             Lazy, the modalities under their own names; each is nodata where it was.
-
-        Raises
-        ------
-        ValueError, FileNotFoundError
-            If cube, names, weights or numbers do not fit; nothing has been computed then.
+            Errors are those of `generate`.
         """
-        from terramind_cube.cube.layout import read_layout
-        from terramind_cube.inference.features import plan_reconstruction
-        from terramind_cube.inference.generate import Diffusion
-        from terramind_cube.inference.mapping import map_plan
-        from terramind_cube.inference.plan import check_chunk, check_outputs
-        from terramind_cube.inference.runtime import Compute, WeightsChoice
+        from terramind_cube import inference as room
 
-        how = Diffusion(steps, sampler, clamp)
-        layout = read_layout(self._cube, check_outputs(modalities, "modalities"))
-        plan = plan_reconstruction(
+        how = room.Diffusion(steps, sampler, clamp)
+        layout = room.read_layout(self._cube, room.check_outputs(modalities, "modalities"))
+        plan = room.plan_reconstruction(
             layout,
-            WeightsChoice(model, None, tokenizer_weights),
-            Compute.choose(device, precision, compute_batch, threads),
+            room.WeightsChoice(model, weights, tokenizer_weights),
+            room.Compute.choose(device, precision, compute_batch, threads),
             how,
-            (overlap, check_chunk(chunks)),
+            (overlap, room.check_chunk(chunks)),
             seed,
         )
-        return map_plan(layout, plan)
+        return room.map_plan(layout, plan)
 
     def plot(self, result: xr.Dataset | None = None, *, time: int = 0) -> Figure:
         """Draw one date of the cube: true colour, land cover, confidence, whatever is there.
@@ -503,27 +429,3 @@ class TerraMindAccessor:
         from terramind_cube.display import quicklook
 
         return quicklook(self._cube, result, time=time)
-
-
-def _read_inputs(
-    inputs: Sequence[str] | Mapping[str, str] | None, caption: str | None
-) -> tuple[list[str] | None, dict[str, Form], SequenceInputs]:
-    """Return the rasters, in which form the model sees them, and the sequences."""
-    from terramind_cube.inference.sequences import SequenceInputs
-
-    if isinstance(inputs, str):
-        raise ValueError(f"inputs is a list of modalities: give [{inputs!r}].")  # noqa: TRY004
-    names = None if inputs is None else list(inputs)
-    forms: dict[str, Any] = dict(inputs) if isinstance(inputs, Mapping) else {}
-    has_coordinates = bool(names) and "Coordinates" in (names or ())
-    if caption is not None and not caption.strip():
-        raise ValueError("caption is empty: leave it out for none.")
-    for name in ("Coordinates", "Captions"):
-        forms.pop(name, None)
-    if names is not None:
-        if "Captions" in names and caption is None:
-            raise ValueError("inputs names Captions: give the text as caption='...'.")
-        rasters = [name for name in names if name not in ("Coordinates", "Captions")]
-        # Sequences alone name no area to fill.
-        names = rasters or None
-    return names, forms, SequenceInputs(has_coordinates, caption)

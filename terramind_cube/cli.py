@@ -283,24 +283,19 @@ def generate(  # noqa: PLR0913  # the public surface
         )
     console = _make_console()
     with _status(console, "Loading the libraries"):
+        from terramind_cube import inference as room
         from terramind_cube.cube.load import load_cube
-        from terramind_cube.inference.generate import Diffusion, Options
-        from terramind_cube.inference.plan import check_chunk
-        from terramind_cube.inference.runtime import Compute, WeightsChoice
-        from terramind_cube.inference.variables import Ensemble
-        from terramind_cube.model.decoding import Decoding
-        from terramind_cube.model.generation import Sampling
         from terramind_cube.stac import open_catalog
-    options = Options(
-        WeightsChoice(model, weights, tokenizers),
-        Compute.choose(device, cast("Precision", precision), compute_batch, threads),
+    options = room.Options(
+        room.WeightsChoice(model, weights, tokenizers),
+        room.Compute.choose(device, cast("Precision", precision), compute_batch, threads),
         seed=seed,
-        decoding=Decoding(Sampling(temperature, top_p), decoding_steps),
-        diffusion=Diffusion(steps),
-        ensemble=Ensemble(samples),
+        decoding=room.Decoding(room.Sampling(temperature, top_p), decoding_steps),
+        diffusion=room.Diffusion(steps),
+        ensemble=room.Ensemble(samples),
         is_chained=chain,
         overlap_px=overlap,
-        chunk_px=check_chunk(chunks),
+        chunk_px=room.check_chunk(chunks),
     )
     with _status(console, "Searching the catalog"):
         seen = inputs or ["S2L2A"]

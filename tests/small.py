@@ -76,6 +76,21 @@ def write_weights(folder):
     return {"weights": folder / "model.safetensors", "tokenizer_weights": tokenizers(folder)}
 
 
+def write_captioned(folder):
+    """Write a small model that knows captions; return its arguments of `generate`."""
+    specials = ["[PAD]", "[UNK]", "[SOS]", "[EOS]", "[S_0]", "[S_1]", "[S_2]"]
+    words = [*specials, "a", "lake", "and", "trees", "."]
+    (folder / "words.txt").write_text("\n".join(words))
+    spaces = (*MODEL.token_spaces, TokenSpace("Captions", "caption", len(words), "sequence"))
+    description = dataclasses.replace(MODEL, token_spaces=spaces)
+    network = TerraMind(description)
+    fill_untrained(network)
+    metadata = {DESCRIPTION_KEY: description.to_json()}
+    save_safetensors(folder / "captioned.safetensors", network.state_dict(), metadata)
+    vocabularies = {"Captions": folder / "words.txt"}
+    return {"weights": folder / "captioned.safetensors", "vocabularies": vocabularies}
+
+
 def tokenizers(folder, *names):
     """Return the tokenizer weights of some modalities, LULC by default."""
     return {name: folder / f"{name}.safetensors" for name in names or ("LULC",)}

@@ -169,3 +169,16 @@ def test_progress_says_how_many_groups_are_done(is_terminal):
     assert ("\x1b" in text) is is_terminal
     if not is_terminal:
         assert len(text.splitlines()) == 7  # one per tenth, 10 were done before
+
+
+def test_every_generated_raster_has_a_panel(cube):
+    grid = cube.isel(time=[0])
+    blank = grid["LULC"].astype("float32")
+    radar = (grid["S1RTC"].dims, np.full(grid["S1RTC"].shape, -12.0, np.float32))
+    result = xr.Dataset(
+        {"S1RTC": radar, "DEM": 100 * blank, "NDVI": blank / 10, "S2L2A": grid["S2L2A"]},
+        coords=grid.coords,
+    )
+    titles = [axes.get_title(loc="left") for axes in quicklook(grid, result).axes]
+    for title in ("Sentinel-2", "Sentinel-1 RTC", "Elevation", "NDVI"):
+        assert f"{title}, generated" in titles, titles

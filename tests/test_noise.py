@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from terramind_cube.noise import NoiseStream, uniform_cells
+from terramind_cube.kernels import reference
+from terramind_cube.noise import NoiseStream, normal_image, uniform_cells
 
 STREAM = NoiseStream(seed=7, modality="LULC", time=1_700_000_000_000_000_000)
 
@@ -53,3 +56,71 @@ def test_numbers_are_uniform_and_cells_independent():
 def test_seeds_out_of_range_are_refused(seed):
     with pytest.raises(ValueError, match="seed must lie in"):
         NoiseStream(seed, "LULC").key()
+
+
+@pytest.mark.parametrize("places", [[0], [11, 3, 4], [5, 5], list(range(12))])
+def test_some_cells_have_the_numbers_that_they_have_among_all(places):
+    rows, cols = np.arange(-2, 1), np.arange(7, 11)
+    whole = field(STREAM, rows, cols).reshape(12, -1)
+    out = np.full((len(places), 8), np.nan, np.float32)
+    uniform_cells(STREAM, rows, cols, out, np.array(places))
+    np.testing.assert_array_equal(out, whole[places])
+
+
+def test_no_cells_are_no_numbers():
+    out = np.empty((0, 8), np.float32)
+    uniform_cells(STREAM, np.arange(3), np.arange(4), out, np.array([], np.int64))
+
+
+def image(rows, cols, bands=2, patch=16, stream=STREAM):
+    out = np.full((bands, len(rows) * patch, len(cols) * patch), np.nan, np.float32)
+    normal_image(stream, np.asarray(rows), np.asarray(cols), out)
+    return out
+
+
+def test_overlapping_images_agree_on_every_pixel_of_a_world_cell():
+    whole = image(np.arange(-3, 6), np.arange(20, 32))
+    part = image(np.arange(-1, 4), np.arange(23, 25))
+    np.testing.assert_array_equal(part, whole[:, 32:112, 48:80])
+    np.testing.assert_array_equal(image([2], [30]), whole[:, 80:96, 160:176])
+
+
+def test_a_band_has_its_numbers_however_many_there_are():
+    rows, cols = np.arange(2), np.arange(3)
+    twelve = image(rows, cols, bands=12)
+    for bands in (1, 2, 5):
+        np.testing.assert_array_equal(image(rows, cols, bands), twelve[:bands])
+    assert abs(np.corrcoef(twelve.reshape(12, -1))[~np.eye(12, dtype=bool)]).max() < 0.15
+
+
+def test_a_cell_s_numbers_go_band_by_band_and_row_by_row():
+    numbers = np.empty((1, 3 * 4 * 4), np.float32)
+    reference.philox_normal(STREAM.key(), np.array([5]), np.array([-9]), numbers)
+    found = image(np.arange(4, 7), np.arange(-10, -7), bands=3, patch=4)
+    np.testing.assert_allclose(found[:, 4:8, 4:8], numbers.reshape(3, 4, 4), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [16, 3, 1])
+def test_every_pixel_of_a_patch_has_a_number_of_its_own(patch):
+    found = image(np.arange(3), np.arange(4), bands=3, patch=patch)
+    assert len(np.unique(found)) > 0.99 * found.size
+    assert np.isfinite(found).all()
+
+
+def test_images_are_standard_normal_and_white():
+    found = image(np.arange(12), np.arange(12), bands=3).astype(np.float64)
+    assert abs(found.mean()) < 0.01
+    assert abs(found.std() - 1) < 0.01
+    assert abs((found**4).mean() - 3) < 0.08
+    for axis in range(3):
+        neighbours = [np.take(found, range(*ends), axis) for ends in
+                      ((0, found.shape[axis] - 1), (1, found.shape[axis]))]  # fmt: skip
+        assert abs(np.corrcoef(*(part.ravel() for part in neighbours))[0, 1]) < 0.015
+    between = np.corrcoef(found[:, :-16].ravel(), found[:, 16:].ravel())[0, 1]  # of other cells
+    assert abs(between) < 0.015
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"modality": "S1RTC/image"}, {"sample": 1}])
+def test_other_streams_give_other_images(change):
+    other = image([0], [0], stream=dataclasses.replace(STREAM, **change))
+    assert abs(np.corrcoef(other.ravel(), image([0], [0]).ravel())[0, 1]) < 0.2

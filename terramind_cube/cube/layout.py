@@ -201,7 +201,8 @@ def _find_layers(cube: xr.Dataset) -> dict[str, xr.DataArray]:
     """Return a (time, band, y, x) or (band, y, x) array per modality, in the table's order."""
     found = {}
     for modality in MODALITIES.values():
-        if modality.name in cube.data_vars:
+        # Generated coordinates stand beside the rasters, on tiles.
+        if modality.kind != "sequence" and modality.name in cube.data_vars:
             found[modality.name] = _banded(modality, cube[modality.name])
     if not any(name in found for name in ("S2L2A", "S2L1C")):
         found |= _stacked_bands(cube)
@@ -249,6 +250,8 @@ def _stacked_bands(cube: xr.Dataset) -> dict[str, xr.DataArray]:
 def _layer(modality: Modality, data: xr.DataArray, bands: Sequence[str] | None) -> Layer:
     """Put the bands into the model's order, those that were asked for."""
     wanted = list(modality.bands)
+    if isinstance(bands, str):
+        raise ValueError(f"bands of {modality.name} is a list: give [{bands!r}].")  # noqa: TRY004
     if bands is not None:
         unknown = [band for band in bands if band not in modality.bands]
         if unknown or not bands:

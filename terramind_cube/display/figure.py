@@ -63,7 +63,7 @@ def lay_out(
 ) -> Figure:
     """Place panels of one size in a grid; the legend and the colour bar stand beneath."""
     height_in, width_in = _panel_size(size_km)
-    columns = 2 if len(panels) == 4 and width_in > _NARROWEST_IN else len(panels)
+    columns = 2 if len(panels) == 4 and width_in > _NARROWEST_IN else min(len(panels), 4)
     rows = -(-len(panels) // columns)
     classes = sorted({code for panel in panels for code in panel.classes})
     has_bar = panels[-1].pixels.ndim == 2

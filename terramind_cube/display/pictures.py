@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 from terramind_cube.cube.layout import read_geobox
@@ -44,7 +45,7 @@ def quicklook(cube: xr.Dataset, result: xr.Dataset | None = None, *, time: int =
         Optical bands are shown in true colour, or else radar in false colour; its own LULC is
         shown as the truth.
     result : xarray.Dataset, optional
-        What was generated from the cube: its ``LULC`` and ``LULC_confidence`` are shown. The date
+        What was generated from the cube: its rasters and ``LULC_confidence`` are shown. The date
         is looked up in its time axis.
     time : int
         Position along the cube's time.
@@ -166,9 +167,16 @@ def _select_layers(
     if result is not None:
         _check_same_grid(cube, result)
         moment = _find_moment(cube, result, time)
-        for name in ("LULC", "LULC_confidence"):
+        for name in ("LULC", "LULC_confidence", "DEM", "NDVI"):
             if name in result.data_vars:
                 layers[name] = _at_time(result[name], moment)
+        generated = {name: result[name] for name in _RADAR if name in result.data_vars}
+        layers |= {
+            f"generated {name}": _at_time(_band_first(data), moment)
+            for name, data in generated.items()
+        }
+        if (colour := _optical_bands(result)) is not None:
+            layers["generated S2L2A"] = _at_time(colour, moment)
     if "LULC" in cube.data_vars:
         truth = _at_time(cube["LULC"], time)
         layers["truth"] = truth.squeeze([dim for dim in truth.dims if dim not in ("y", "x")])
@@ -178,7 +186,10 @@ def _select_layers(
             f"{', '.join((*_OPTICAL, *_RADAR))} or LULC, or a generated result."
         )
     return {
-        name: layer.transpose(..., "y", "x").drop_vars(list(layer.coords))
+        name: layer.transpose(..., "y", "x")
+        .drop_vars(list(layer.coords))
+        # Layers of two or three bands stand in one Dataset.
+        .rename({"band": f"{name} band"} if "band" in layer.dims else {})
         for name, layer in layers.items()
     }
 
@@ -195,6 +206,21 @@ def _make_panels(pixels: xr.Dataset) -> list[Panel]:
     if "truth" in pixels:
         title = "Land cover, truth" if "LULC" in pixels else "Land cover"
         panels.append(_class_panel(title, pixels["truth"].values))
+    for name, title in (
+        ("S2L2A", "Sentinel-2, generated"), ("S1RTC", "Sentinel-1 RTC, generated"),
+        ("S1GRD", "Sentinel-1 GRD, generated"),
+    ):  # fmt: skip
+        if f"generated {name}" in pixels:
+            image = pixels[f"generated {name}"]
+            is_optical = name in _OPTICAL
+            colour = _stretch_reflectance(image.values) if is_optical else _false_colour(image)
+            panels.append(Panel(title, colour))
+    for name, title, palette in (
+        ("DEM", "Elevation, generated", "terrain"), ("NDVI", "NDVI, generated", "RdYlGn"),
+    ):  # fmt: skip
+        if name in pixels:
+            limits = (-1.0, 1.0) if name == "NDVI" else None
+            panels.append(Panel(title, _coloured(pixels[name].values, palette, limits)))
     if "LULC_confidence" in pixels:
         panels.append(Panel("Confidence in the class", pixels["LULC_confidence"].values))
     return panels
@@ -286,6 +312,18 @@ def _false_colour(radar: xr.DataArray) -> NDArray[np.uint8]:
         _stretch(np.nan_to_num(band)[None], is_nodata)[..., 0] for band in (vv, vh, vv - vh)
     ]
     return np.stack(channels, axis=-1)
+
+
+def _coloured(
+    values: NDArray[Any], palette: str, limits: tuple[float, float] | None
+) -> NDArray[np.uint8]:
+    """Show one band through a palette, between its extremes where there are no limits."""
+    valid = values[np.isfinite(values)]
+    low, high = limits or ((valid.min(), valid.max()) if valid.size else (0.0, 1.0))
+    share = (np.nan_to_num(values) - low) / max(high - low, 1e-6)
+    colour = np.round(255 * np.asarray(colormaps[palette](share))[..., :3]).astype(np.uint8)
+    colour[~np.isfinite(values)] = NODATA_GREY
+    return colour
 
 
 def _class_panel(title: str, classes: NDArray[Any]) -> Panel:

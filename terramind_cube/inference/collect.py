@@ -261,7 +261,7 @@ class TileTable:
         col = int(np.searchsorted(self.grid.x.starts, tile[1])) - self.range.x0
         if 0 <= row < self.range.shape[0] and 0 <= col < self.range.shape[1]:
             for name, part in zip(self.names, values, strict=True):
-                self.arrays[name][:, row, col] = part
+                self.arrays[name][..., row, col] = part
 
     def finish(self, is_valid: NDArray[np.bool_]) -> Arrays:
         """Return the arrays; see `Collector`."""

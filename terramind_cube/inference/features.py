@@ -12,8 +12,6 @@ from terramind_cube.inference.collect import ClassCollector, FirstCells, ImageCo
 from terramind_cube.inference.generate import (
     Diffusion,
     Generation,
-    decode_image,
-    image_noise,
     plan_target,
 )
 from terramind_cube.inference.plan import (
@@ -30,10 +28,11 @@ from terramind_cube.inference.runtime import (
     WeightsChoice,
     choose_model,
 )
+from terramind_cube.inference.sample import decode_image, image_noise
 from terramind_cube.inference.sequences import SequenceInputs, split_sequences
 from terramind_cube.inference.trial import with_batch
 from terramind_cube.inference.variables import Axis, Ensemble, OutputVariable, image_variables
-from terramind_cube.modalities import MODALITIES, Statistics
+from terramind_cube.modalities import CAPTIONS, MODALITIES, Statistics
 from terramind_cube.model.conditions import Guidance
 from terramind_cube.model.decoding import Decoding
 from terramind_cube.noise import NoiseStream
@@ -75,7 +74,7 @@ class EmbedOptions:
     sequences: SequenceInputs = field(default_factory=SequenceInputs)
     layers: Sequence[int] | Literal["all"] | None = None
     merge: Merge | None = "mean"
-    think: tuple[str, ...] = ()
+    think: Sequence[str] = ()
     decoding: Decoding = field(default_factory=Decoding)
     seed: int = 0
     chunk_px: int = 896
@@ -112,6 +111,7 @@ class Embedding(TilePlan):
     def images(self) -> tuple[str, ...]:
         """Rasters whose cells are merged: inputs, and what was thought of."""
         thought = () if self.thinking is None else _names(self.thinking)
+        thought = tuple(name for name in thought if MODALITIES[name].kind != "sequence")
         seen = tuple(layer.modality for layer in self.inputs)
         return (*seen, *(f"{name} (thought)" if name in seen else name for name in thought))
 
@@ -139,7 +139,9 @@ class Embedding(TilePlan):
         if sequences or self.thinking:
             seen = {**inputs, **sequences}
             thought = {} if self.thinking is None else self.thinking.think(loaded, batch, seen)
-            for name, ids in {**thought, **sequences}.items():
+            # Sequences last: they have no cells to be merged.
+            further = sorted({**thought, **sequences}.items(), key=lambda row: row[1].ndim == 2)
+            for name, ids in further:
                 embedded += loaded.model.embed({name: ids})
         states = loaded.model.hidden_states(embedded)
         count, cells = len(self.images), embedded.rows * embedded.cols
@@ -184,8 +186,11 @@ def plan_embedding(layout: CubeLayout, options: EmbedOptions) -> Embedding:
     """
     layers = [layer.modality.name for layer in layout.layers]
     think = check_outputs(options.think, "think") if options.think else ()
+    if CAPTIONS.name in think:
+        raise ValueError("Captions condition nothing: do not think them.")
     # What is there needs no thinking of.
-    think = tuple(name for name in think if name not in read_as_tokens(layers, options.forms))
+    present = (*read_as_tokens(layers, options.forms), *options.sequences.names)
+    think = tuple(name for name in think if name not in present)
     needs = Needs(
         encoded=read_as_tokens(layers, options.forms),
         sequences=split_sequences(think, options.sequences),
@@ -195,6 +200,8 @@ def plan_embedding(layout: CubeLayout, options: EmbedOptions) -> Embedding:
         raise ValueError(f"Unknown merge {options.merge!r}: 'mean', 'max', 'concat' or None.")
     depth = description.encoder_depth
     blocks = range(depth) if options.layers == "all" else options.layers
+    if isinstance(blocks, str | int):
+        raise ValueError(f"layers={blocks!r}: give a list of blocks, such as [0], or 'all'.")  # noqa: TRY004
     chosen = (depth - 1,) if blocks is None else tuple(blocks)
     if not chosen or any(not -depth <= block < depth for block in chosen):
         raise ValueError(f"layers={options.layers!r}: {description.name} has 0 .. {depth - 1}.")

@@ -6,28 +6,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from terramind_cube.inference.blend import tile_weights
 from terramind_cube.inference.collect import CellMean, ClassCollector, ImageCollector, TileTable
 from terramind_cube.inference.plan import Cut, TilePlan, check_outputs, plan_inputs, read_as_tokens
 from terramind_cube.inference.runtime import Compute, Needs, WeightsChoice, choose_model
-from terramind_cube.inference.sequences import SequenceInputs, place_ids, split_sequences
+from terramind_cube.inference.sample import Sample
+from terramind_cube.inference.sequences import SequenceInputs, split_sequences
 from terramind_cube.inference.trial import with_batch
 from terramind_cube.inference.variables import (
     Ensemble,
     confidence_variable,
-    coordinate_variables,
     image_variables,
+    sequence_variables,
 )
-from terramind_cube.modalities import MODALITIES, Statistics, find_modality
+from terramind_cube.modalities import CAPTIONS, MODALITIES, Statistics, find_modality
 from terramind_cube.model.conditions import Conditions, Guidance
-from terramind_cube.model.decoding import Decoding, generate_grid
+from terramind_cube.model.decoding import Decoding
 from terramind_cube.model.diffusion import SAMPLERS, Sampler, noise_levels
-from terramind_cube.model.quantizer import FiniteScalarQuantizer
-from terramind_cube.model.sequences import rank_coordinates
 from terramind_cube.model.tokenizers import CLAMPS
-from terramind_cube.noise import NoiseStream, normal_image, uniform_cells
+from terramind_cube.noise import NoiseStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
     from terramind_cube.inference.runtime import LoadedModel
     from terramind_cube.inference.sources import Form
     from terramind_cube.inference.variables import OutputVariable
-    from terramind_cube.model.tokenizers import Clamp, Tokenizer
+    from terramind_cube.model.tokenizers import Clamp
     from terramind_cube.model.variants import ModelDescription
 
 __all__ = [
@@ -50,11 +48,11 @@ __all__ = [
     "Generation",
     "Options",
     "Target",
-    "decode_image",
-    "image_noise",
     "plan_generation",
     "plan_target",
 ]
+
+MOST_CANDIDATES = 1000
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Options:
     ensemble: Ensemble = field(default_factory=Ensemble)
     guidance: float | Mapping[str, float] | None = None
     is_chained: bool = False
-    think: tuple[str, ...] = ()
+    think: Sequence[str] = ()
     token_confidence: bool | None = None
     candidates: int = 5
     overlap_px: int = 32
@@ -148,7 +146,7 @@ class Generation(TilePlan):
     ) -> dict[str, Tensor]:
         """Return the token ids of every target by name, (B, h, w) or (B, L)."""
         conditions = Conditions.of_inputs(loaded.model, inputs, self.guidance)
-        steps = _Sample(self, loaded, batch, sample=0).steps(conditions)
+        steps = Sample(self, loaded, batch, sample=0).steps(conditions)
         return {target.name: ids for target, ids, _ in steps}
 
     def stream(self, name: str, time: int, sample: int = 0, step: int = 0) -> NoiseStream:
@@ -159,8 +157,8 @@ class Generation(TilePlan):
         """Return the outputs, their spread, their confidence."""
         rows: list[OutputVariable] = []
         for name in self.outputs:
-            if MODALITIES[name].kind == "sequence":
-                rows += coordinate_variables(self.candidates)
+            if find_modality(name).kind == "sequence":
+                rows += sequence_variables(name, self.candidates)
                 continue
             rows += image_variables(MODALITIES[name], self.ensemble)
             if self.has_token_confidence:
@@ -173,11 +171,11 @@ class Generation(TilePlan):
         place = (region, tile_weights(grid.y.tile_px, grid.y.overlap_px))
         found: dict[str, Collector] = {}
         for target in self.targets:
-            modality = MODALITIES[target.name]
+            modality = find_modality(target.name)
             if not target.is_decoded:
                 continue
             if modality.kind == "sequence":
-                rows = coordinate_variables(self.candidates)
+                rows = sequence_variables(target.name, self.candidates)
                 found[target.name] = TileTable(rows, region, grid)
                 continue
             variables = image_variables(modality, self.ensemble)
@@ -202,14 +200,14 @@ class Generation(TilePlan):
         conditions = Conditions.of_inputs(loaded.model, inputs, self.guidance)
         found: dict[str, list[NDArray[Any]]] = {}
         for sample in range(self.ensemble.samples):
-            run = _Sample(self, loaded, batch, sample)
+            run = Sample(self, loaded, batch, sample)
             for name, values in run.generate(conditions):
                 found.setdefault(name, []).append(values)
         for slot in range(len(batch.tiles)):
             yield {
-                # Coordinates are a distribution already: one sample says it all.
+                # Coordinates are a distribution already; of captions the first sample is kept.
                 name: samples[0][slot]
-                if name == "Coordinates"
+                if find_modality(name.partition("_")[0]).kind == "sequence"
                 else np.stack([sample[slot] for sample in samples])
                 for name, samples in found.items()
             }
@@ -230,7 +228,7 @@ class Generation(TilePlan):
         text = f"{how}, {drawn}" + (", expected codes" if decoding.is_soft else "")
         chosen: dict[str, Any] = {"terramind_seed": str(self.seed), "terramind_sampler": text}
         diffusion = self.diffusion
-        if any(MODALITIES[name].kind == "image" for name in self.outputs):
+        if any(find_modality(name).kind == "image" for name in self.outputs):
             chosen["terramind_decoder"] = (
                 f"{diffusion.sampler}, {diffusion.steps} steps, clamp={diffusion.clamp}"
             )
@@ -252,114 +250,6 @@ class Generation(TilePlan):
         return {"terramind_generated": "true", **attributes, **self.settings()}
 
 
-class _Sample:
-    """One sample of a batch: draws, decodes, and chains what it generates."""
-
-    def __init__(self, plan: Generation, loaded: LoadedModel, batch: Batch, sample: int) -> None:
-        self.plan, self.loaded, self.batch, self.sample = plan, loaded, batch, sample
-        self.cells = [plan.grid.cells(tile) for tile in batch.slots]
-
-    def generate(self, conditions: Conditions) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Yield the values of each collector, (B, ...)."""
-        for target, _, values in self.steps(conditions):
-            if target.is_decoded:
-                yield from values.items()
-
-    def steps(
-        self, conditions: Conditions
-    ) -> Iterator[tuple[Target, Tensor, dict[str, NDArray[Any]]]]:
-        """Yield each target with its token ids and, if it is decoded, its values."""
-        for target in self.plan.targets:
-            if not target.levels:
-                values, ids = self._coordinates(conditions)
-                yield target, ids, {target.name: values}
-            else:
-                quantizer = FiniteScalarQuantizer(target.levels)
-                draw = _CellDraw(self, target.name)
-                grid = generate_grid(conditions, target.name, self.plan.decoding, draw, quantizer)
-                ids, found = grid.ids, {}
-                if target.is_decoded:
-                    found[target.name] = self._decode(target, grid.codes)
-                if target.is_decoded and self.plan.has_token_confidence:
-                    found[f"{target.name}_token_confidence"] = grid.confidence.cpu().numpy()
-                yield target, ids, found
-            if target.conditions:
-                conditions = conditions.joined(conditions.model.embed({target.name: ids}))
-
-    def _decode(self, target: Target, codes: Tensor) -> NDArray[np.float32]:
-        """Return standardised images, or class probabilities, (B, C, H, W)."""
-        how = self.plan.diffusion
-        stream = self.plan.stream(f"{target.name}/image", self.batch.time, self.sample)
-        noise = image_noise(self.loaded.tokenizers[target.name], stream, self.cells)
-        return decode_image(self.loaded.tokenizers[target.name], codes, how, noise)
-
-    def _coordinates(self, conditions: Conditions) -> tuple[NDArray[np.float32], Tensor]:
-        """Return probability, latitude, longitude (B, 3, k) and the ids of the best cell (B, 3)."""
-        vocabulary: Any = self.loaded.vocabularies["Coordinates"]
-        tables = (vocabulary.latitude_ids, vocabulary.longitude_ids)
-        cells = rank_coordinates(conditions, tables, count=self.plan.candidates)
-        rows, cols = cells.latitude.cpu().numpy(), cells.longitude.cpu().numpy()
-        values = np.stack(
-            [cells.probability.cpu().numpy(), vocabulary.latitudes[rows],
-             vocabulary.longitudes[cols]], axis=1,
-        )  # fmt: skip
-        ids = place_ids(vocabulary, values[:, 2, 0], values[:, 1, 0])
-        return values.astype(np.float32), ids.to(self.loaded.device)
-
-
-def image_noise(
-    tokenizer: Tokenizer,
-    stream: NoiseStream,
-    cells: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-) -> Tensor | None:
-    """Return where the images of tiles start, (B, C, H, W), by their world cells; None for a ViT."""
-    row = tokenizer.description
-    if row.unet is None:
-        return None
-    height, width = (len(axis) * row.patch_px for axis in cells[0])
-    start = np.empty((len(cells), row.channels, height, width), np.float32)
-    for slot, place in enumerate(cells):
-        normal_image(stream, *place, start[slot])
-    return torch.from_numpy(start)
-
-
-def decode_image(
-    tokenizer: Tokenizer, codes: Tensor, how: Diffusion, noise: Tensor | None
-) -> NDArray[np.float32]:
-    """Return standardised images, or class probabilities, (B, C, H, W)."""
-    image = tokenizer.decode_codes(codes, how.steps, noise, how.sampler, how.clamp)
-    if MODALITIES[tokenizer.description.modality].kind == "classes":
-        image = image.softmax(dim=1)
-    values: NDArray[np.float32] = image.cpu().numpy()
-    return values
-
-
-class _CellDraw:
-    """Random numbers of a batch for one target; see `model.decoding.Draw`."""
-
-    def __init__(self, run: _Sample, name: str) -> None:
-        self.run, self.name = run, name
-
-    def _stream(self, name: str, step: int) -> NoiseStream:
-        return self.run.plan.stream(name, self.run.batch.time, self.run.sample, step)
-
-    def tokens(self, step: int, width: int, positions: NDArray[np.int64] | None) -> Tensor:
-        cells = self.run.cells
-        count = len(cells[0][0]) * len(cells[0][1]) if positions is None else positions.shape[1]
-        out = np.empty((len(cells), count, width), np.float32)
-        for slot, (rows, cols) in enumerate(cells):
-            places = None if positions is None else positions[slot]
-            uniform_cells(self._stream(self.name, step), rows, cols, out[slot], places)
-        return torch.from_numpy(out).to(self.run.loaded.device)
-
-    def order(self) -> NDArray[np.float32]:
-        cells = self.run.cells
-        out = np.empty((len(cells), len(cells[0][0]) * len(cells[0][1]), 1), np.float32)
-        for slot, (rows, cols) in enumerate(cells):
-            uniform_cells(self._stream(f"{self.name}/order", 0), rows, cols, out[slot])
-        return out[..., 0]
-
-
 def plan_generation(layout: CubeLayout, outputs: Sequence[str], options: Options) -> Generation:
     """Check a request against cube, model and weights, and plan it.
 
@@ -374,11 +264,16 @@ def plan_generation(layout: CubeLayout, outputs: Sequence[str], options: Options
     twice = sorted(set(think) & set(names))
     if twice:
         raise ValueError(f"{', '.join(twice)} is both an output and thought of: choose one.")
+    if CAPTIONS.name in think or (options.is_chained and CAPTIONS.name in names[:-1]):
+        raise ValueError("Captions condition nothing: generate them last, and do not think them.")
     layers = [layer.modality.name for layer in layout.layers]
+    encoded = read_as_tokens(layers, options.forms)
+    # What is there needs no thinking of.
+    think = tuple(name for name in think if name not in (*encoded, *options.sequences.names))
     generated = (*think, *names)
     needs = Needs(
         decoded=tuple(name for name in names if find_modality(name).kind != "sequence"),
-        encoded=read_as_tokens(layers, options.forms),
+        encoded=encoded,
         sequences=split_sequences(generated, options.sequences),
     )
     spec, description = choose_model(options.weights, needs, options.compute)
@@ -386,8 +281,8 @@ def plan_generation(layout: CubeLayout, outputs: Sequence[str], options: Options
     NoiseStream(options.seed, names[0]).key()
     options.decoding.counts(description.grid**2)
     inputs = plan_inputs(layout, options.forms, description)
-    if options.candidates < 1:
-        raise ValueError(f"candidates must be at least 1, got {options.candidates}.")
+    if not 1 <= options.candidates <= MOST_CANDIDATES:
+        raise ValueError(f"candidates must lie in 1 .. {MOST_CANDIDATES}: {options.candidates}.")
     plan = Generation(
         spec=spec,
         inputs=inputs,

@@ -156,7 +156,9 @@ def _lattice_coords(plan: TilePlan, variables: Sequence[OutputVariable]) -> dict
     for row in variables:
         for label in row.axes:
             if label.labels:
-                coords[label.name] = xr.Variable(label.name, list(label.labels))
+                # Zarr 3 has a specification for texts of variable length only.
+                kind = object if isinstance(label.labels[0], str) else None
+                coords[label.name] = xr.Variable(label.name, np.array(label.labels, kind))
     return coords
 
 

@@ -294,8 +294,13 @@ def _load_vocabulary(name: str, file: WeightsFile) -> CoordinateVocabulary | Cap
 
 def _check_tokens(model: ModelDescription, tokenizer: TokenizerDescription) -> None:
     space = model.token_space(tokenizer.modality)
+    if space is None:
+        known = ", ".join(row.modality for row in model.token_spaces)
+        raise ValueError(
+            f"{model.name} knows no tokens of {tokenizer.modality}; it knows those of {known}."
+        )
     theirs = (tokenizer.vocabulary, tokenizer.patch_px)
-    ours = (space.vocabulary if space else None, model.patch_px)
+    ours = (space.vocabulary, model.patch_px)
     if theirs != ours:
         raise ValueError(
             f"{model.name} and the {tokenizer.modality} tokenizer speak different tokens: "
@@ -347,14 +352,19 @@ def _assemble(spec: ModelSpec) -> LoadedModel:
     if spec.weights is not None:
         file = spec.weights
         network = part(
-            "model", spec.name, file, lambda: load_model(spec.name, file.path, device, precision)
+            "model",
+            spec.name,
+            file,
+            partial(load_model, spec.name, file.path, device, precision, packed=True),
         )
     tokenizers = {
         name: part(
             "tokenizer",
             name,
             file,
-            partial(load_tokenizer, name, file.path, device, precision, family=spec.family),
+            partial(
+                load_tokenizer, name, file.path, device, precision, family=spec.family, packed=True
+            ),
         )
         for name, file in spec.tokenizers
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from pyproj import Transformer
 
-from terramind_cube.modalities import CAPTIONS, MODALITIES
+from terramind_cube.modalities import CAPTIONS, find_modality
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
     from terramind_cube.inference.plan import Cut
     from terramind_cube.inference.runtime import LoadedModel
+    from terramind_cube.inference.sources import Form
     from terramind_cube.model.text import CoordinateVocabulary
 
-__all__ = ["SequenceInputs", "place_ids", "split_sequences"]
+__all__ = ["SequenceInputs", "place_ids", "read_inputs", "split_sequences"]
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,16 @@ class SequenceInputs:
             found["Coordinates"] = ids.to(loaded.device)
         if self.caption is not None:
             words: Any = loaded.vocabularies[CAPTIONS.name]
-            row = torch.from_numpy(words.encode([self.caption])[0])
+            ids = words.encode([self.caption])[0]
+            # As the released models were fed: a sentinel between the text and its end.
+            row = torch.from_numpy(np.insert(ids, -1, words.sentinels[1]))
             found[CAPTIONS.name] = row.expand(len(tiles), -1).to(loaded.device)
         return found
 
 
 def split_sequences(generated: Sequence[str], inputs: SequenceInputs) -> tuple[str, ...]:
     """Return the sequences that are read or generated, each once."""
-    wanted = [name for name in generated if name in MODALITIES]
-    sequences = [name for name in wanted if MODALITIES[name].kind == "sequence"]
+    sequences = [name for name in generated if find_modality(name).kind == "sequence"]
     return tuple(dict.fromkeys((*sequences, *inputs.names)))
 
 
@@ -90,3 +93,39 @@ def tile_centres(
 @lru_cache(maxsize=8)
 def _to_degrees(crs: str) -> Transformer:
     return Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+
+
+def read_inputs(
+    inputs: Sequence[str] | Mapping[str, str] | None, caption: str | None
+) -> tuple[list[str] | None, dict[str, Form], SequenceInputs]:
+    """Read what a user wants the model to look at.
+
+    Returns
+    -------
+    rasters : list of str or None
+        None for the default ones.
+    forms : dict of str to {"pixels", "tokens"}
+        Of the rasters that were given one.
+    sequences : SequenceInputs
+
+    Raises
+    ------
+    ValueError
+        If `inputs` is no list, or a caption is empty or missing.
+    """
+    if isinstance(inputs, str):
+        raise ValueError(f"inputs is a list of modalities: give [{inputs!r}].")  # noqa: TRY004
+    names = None if inputs is None else list(inputs)
+    forms: dict[str, Any] = dict(inputs) if isinstance(inputs, Mapping) else {}
+    has_coordinates = bool(names) and "Coordinates" in (names or ())
+    if caption is not None and not caption.strip():
+        raise ValueError("caption is empty: leave it out for none.")
+    for name in ("Coordinates", "Captions"):
+        forms.pop(name, None)
+    if names is not None:
+        if "Captions" in names and caption is None:
+            raise ValueError("inputs names Captions: give the text as caption='...'.")
+        names = [name for name in names if name not in ("Coordinates", "Captions")]
+        if not names:
+            raise ValueError("inputs names no raster: give at least one, such as ['S2L2A'].")
+    return names, forms, SequenceInputs(has_coordinates, caption)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Form", "InputBuffers", "InputLayer", "Source", "touches_data"]
 
 Form = Literal["pixels", "tokens"]
+KERNEL_DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
+"""What `normalize` takes; any other number is read as float32."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Source:
 
     def __init__(self, layer: InputLayer, pixels: NDArray[np.generic]) -> None:
         self.layer = layer
+        if pixels.dtype.name not in KERNEL_DTYPES:
+            pixels = pixels.astype(np.float32)
         nodata = layer.nodata
         is_nodata = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
         if pixels.dtype.kind == "f":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -60,18 +60,18 @@ class Guidance:
         """
         if guidance is None:
             return cls()
-        named = dict(guidance) if isinstance(guidance, Mapping) else {"": guidance}
+        named = dict(guidance) if isinstance(guidance, Mapping) else dict.fromkeys(inputs, guidance)
         for name, weight in named.items():
             if not 0 <= weight < math.inf:
-                place = f" of {name}" if name else ""
+                place = f" of {name}" if isinstance(guidance, Mapping) else ""
                 raise ValueError(f"guidance{place} must be a weight from 0 upwards, got {weight}.")
-        unknown = [name for name in named if name and name not in inputs]
+        unknown = [name for name in named if name not in inputs]
         if unknown:
             raise ValueError(
                 f"guidance names {', '.join(unknown)}, which is no input; "
                 f"the inputs are {', '.join(inputs)}."
             )
-        if not named or (not any(named.values()) and len(named) in (1, len(inputs))):
+        if not named or (not any(named.values()) and len(named) == len(inputs)):
             raise ValueError(
                 "guidance contradicts itself: with no weight above 0 every input is ignored. "
                 "Leave it out for none."
@@ -114,7 +114,12 @@ class Conditions:
         cls, model: TerraMind, inputs: Mapping[str, Tensor], guidance: Guidance
     ) -> Conditions:
         """Embed inputs (see `TerraMind.encode_inputs`) for every condition."""
-        parts = {name: model.embed({name: values}) for name, values in inputs.items()}
+        rows, cols = model.common_grid(inputs)
+        parts = {
+            # Alone, a sequence would take the grid of pretraining.
+            name: replace(model.embed({name: values}), rows=rows, cols=cols)
+            for name, values in inputs.items()
+        }
         embedded = [
             _join([parts[name] for name in names]) for names in guidance.split(list(inputs))
         ]
@@ -122,6 +127,8 @@ class Conditions:
 
     def joined(self, further: Embedded) -> Conditions:
         """Return conditions that also see `further`, every one of them."""
+        rows, cols = self.grid
+        further = replace(further, rows=rows, cols=cols)
         joined = [further if one is None else one + further for one in self.embedded]
         return Conditions(self.model, joined, self.guidance)
 

@@ -105,10 +105,12 @@ class Decoding:
             end, power = map(float, numbers)
         except ValueError:
             end, power = math.nan, math.nan
-        if kind != "onex" or not end >= 0 or not 0 < power < math.inf:
+        is_falling = 0 <= end <= start and end < math.inf and 0 < power < math.inf
+        if kind != "onex" or not is_falling:
             raise ValueError(
                 f"temperature_schedule={self.temperature_schedule!r}: give 'constant', 'linear' or "
-                "'onex:MIN:POWER' with a minimum from 0 upwards and a positive power."
+                f"'onex:MIN:POWER' with a minimum from 0 to the temperature, here {start}, and a "
+                "positive power."
             )
         last = 100.0**-power
         falls = [((1 + 99 * share) ** -power - last) / (1 - last) for share in decided]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from terramind_cube.model.embeddings import SequenceTarget, TokenTarget
+from terramind_cube.model.packing import pack
 from terramind_cube.model.tokenizers import PARTS_TENSORS, Part, Tokenizer
 from terramind_cube.model.transformer import TerraMind
 from terramind_cube.model.variants import (
@@ -57,6 +58,8 @@ def load_model(
     weights: str | PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
+    *,
+    packed: bool = False,
 ) -> TerraMind:
     """Load a TerraMind model.
 
@@ -72,6 +75,9 @@ def load_model(
         Where the model runs.
     precision : {"float32", "bfloat16", "auto"}
         "auto" takes bfloat16 where the device computes it natively.
+    packed : bool
+        Lay the weights out for a CPU's kernels: a tenth faster, and no longer to be saved or
+        trained.
 
     Returns
     -------
@@ -98,7 +104,7 @@ def load_model(
         _fill(model, path)
     place = torch.device(device)
     model.cast(choose_dtype(precision, place))
-    return _finish(model, place)
+    return _finish(model, place, packed)
 
 
 def load_tokenizer(
@@ -108,6 +114,7 @@ def load_tokenizer(
     precision: Precision = "float32",
     *,
     family: str = "v1",
+    packed: bool = False,
 ) -> Tokenizer:
     """Load the tokenizer of a modality.
 
@@ -115,7 +122,7 @@ def load_tokenizer(
     ----------
     modality : str
         Public name, such as ``"LULC"``.
-    weights, device, precision
+    weights, device, precision, packed
         As in `load_model`.
     family : str
         Which models it belongs to: "v1" (the released ones) or "nano". Weights that carry a
@@ -140,14 +147,15 @@ def load_tokenizer(
         name = f"the {modality} tokenizer"
         path = resolve_weights(weights, pretrained=description.pretrained, name=name)
         description = inspect_tokenizer_weights(modality, path, family=family)
-    provide = partial(_provide_part, path, place, dtype)
+    provide = partial(_provide_part, path, (place, dtype, packed))
     return Tokenizer(description, parts=(), provide=provide).eval()
 
 
 def _provide_part(
-    path: Path | None, place: torch.device, dtype: torch.dtype, tokenizer: Tokenizer, part: Part
+    path: Path | None, how: tuple[torch.device, torch.dtype, bool], tokenizer: Tokenizer, part: Part
 ) -> None:
     """Build one half of a tokenizer and fill it."""
+    place, dtype, packed = how
     with torch.device("cpu" if path is None else "meta"):
         tokenizer.build(part)
     if path is None:
@@ -155,7 +163,7 @@ def _provide_part(
     else:
         _fill(tokenizer, path)
     tokenizer.cast(part, dtype)
-    _finish(tokenizer, place)
+    _finish(tokenizer, place, packed)
 
 
 def inspect_model_weights(name: str, path: Path) -> ModelDescription:
@@ -269,5 +277,8 @@ def fill_untrained(network: nn.Module, prefixes: tuple[str, ...] = ("",)) -> Non
                 tensor.copy_(torch.from_numpy(values * np.float32(scale)))
 
 
-def _finish(network: Network, place: torch.device) -> Network:
-    return network.to(place).eval().requires_grad_(False)
+def _finish(network: Network, place: torch.device, packed: bool) -> Network:
+    network = network.to(place).eval().requires_grad_(False)
+    if packed:
+        pack(network)
+    return network

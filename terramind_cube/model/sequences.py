@@ -109,7 +109,8 @@ def rank_coordinates(
     ----------
     conditions : Conditions
     tables : pair of numpy.ndarray
-        Token ids of the latitudes and of the longitudes; any other token is left out.
+        Token ids of the latitudes and of the longitudes, -1 where there is none; any other token
+        is left out.
     count : int
         Cells to return.
     beam : int
@@ -125,15 +126,21 @@ def rank_coordinates(
     latitudes, longitudes = (torch.tensor(table, device=device) for table in tables)
     beam = min(beam, len(latitudes))
     start = torch.full((batch,), START, device=device)
-    first = decoder.step(start)[:, latitudes].log_softmax(dim=1).topk(beam, dim=1)
+    first = _log_share(decoder.step(start), latitudes).topk(beam, dim=1)
     decoder.repeat(beam)
-    second = decoder.step(latitudes[first.indices].flatten())[:, longitudes].log_softmax(dim=1)
+    chosen = latitudes[first.indices].clamp_min(0).flatten()
+    second = _log_share(decoder.step(chosen), longitudes)
     joint = first.values[:, :, None] + second.view(batch, beam, -1)
     best = joint.flatten(1).topk(min(count, joint[0].numel()), dim=1)
     row = best.indices // len(longitudes)
     return CoordinateCells(
         best.values.exp(), first.indices.gather(1, row), best.indices % len(longitudes)
     )
+
+
+def _log_share(logits: Tensor, ids: Tensor) -> Tensor:
+    """Return the logarithm of the probabilities of some ids among themselves, (B, n)."""
+    return logits[:, ids.clamp_min(0)].masked_fill(ids < 0, -torch.inf).log_softmax(dim=1)
 
 
 def generate_sequence(

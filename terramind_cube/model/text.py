@@ -78,7 +78,7 @@ class CoordinateVocabulary(_Vocabulary):
     latitudes, longitudes : numpy.ndarray, (721,) and (1441,) float64, degrees
         Of the tokens, from -90 to 90 and from -180 to 180, all included.
     latitude_ids, longitude_ids : numpy.ndarray, (721,) and (1441,) int64
-        Their ids, in the same order.
+        Their ids, in the same order; -1 where the file lacks one.
     eos : int
         Id of the end of a sequence.
     size : int
@@ -95,14 +95,19 @@ class CoordinateVocabulary(_Vocabulary):
         super().__init__(document, tokenizer.get_vocab(with_added_tokens=True), source)
         names = [*_CELLS, "[EOS]"]
         found = {name: _single_id(tokenizer, name) for name in names}
-        _refuse_missing(source, [name for name in names if found[name] is None])
-        ids = np.array([found[name] for name in names], np.int64)
+        ids = np.array([-1 if found[name] is None else found[name] for name in names], np.int64)
         ids.flags.writeable = False
         self.latitude_ids: Final = ids[: len(_LATITUDES)]
         self.longitude_ids: Final = ids[len(_LATITUDES) : -1]
         self.eos: Final = int(ids[-1])
-        text = f"{names[0]} {names[-2]} [EOS]"
-        whole, parts = tokenizer.encode(text).ids, ids[[0, -2, -1]].tolist()
+        # A vocabulary made from data may lack cells without data, never most of an axis.
+        axes = (self.latitude_ids, self.longitude_ids)
+        if self.eos < 0 or min((axis >= 0).mean() for axis in axes) < 0.5:
+            _refuse_missing(source, [name for name in names if found[name] is None])
+        row, column = (int(np.argmax(axis >= 0)) for axis in axes)
+        text = f"{names[row]} {names[column + len(_LATITUDES)]} [EOS]"
+        whole = tokenizer.encode(text).ids
+        parts = [int(self.latitude_ids[row]), int(self.longitude_ids[column]), self.eos]
         if whole != parts:
             raise ValueError(
                 f"{source} encodes {text!r} as ids {whole}, not as those of its three tokens, "
@@ -111,10 +116,7 @@ class CoordinateVocabulary(_Vocabulary):
 
     @classmethod
     def bundled(cls) -> CoordinateVocabulary:
-        """Return the vocabulary of models that this package trains.
-
-        The special tokens, then latitudes from south to north, then longitudes from west to east.
-        """
+        """Return the vocabulary of models that this package trains: specials, then the cells."""
         names = [*_SPECIALS, *_CELLS]
         # Written here and not by `tokenizers`, so that no version of it changes the SHA-256.
         document = {
@@ -147,8 +149,8 @@ class CoordinateVocabulary(_Vocabulary):
         FileNotFoundError
             If there is no such file.
         ValueError
-            If it is no tokenizer, lacks a cell or ``[EOS]`` as a token of its own, or gives the
-            text of a place other ids than those three.
+            If it is no tokenizer, lacks ``[EOS]`` or most cells as tokens of their own, or gives
+            the text of a place other ids than those three.
         """
         return cls(_read(path, "coordinate vocabulary"), str(path))
 
@@ -192,6 +194,9 @@ class CoordinateVocabulary(_Vocabulary):
         half = 180 * _CELLS_PER_DEGREE
         column = np.where(np.abs(column) > half, (column + half) % (2 * half) - half, column)
         cells = self.latitude_ids[row + half // 2], self.longitude_ids[column + half]
+        if (absent := np.minimum(*cells) < 0).any():
+            place = f"{east.flat[np.argmax(absent)]} {north.flat[np.argmax(absent)]}"
+            raise ValueError(f"{self._source} has no token for the cell of {place} (lon lat).")
         return np.stack([*cells, np.full_like(row, self.eos)], axis=-1)
 
     def decode(self, ids: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -219,13 +224,7 @@ class CoordinateVocabulary(_Vocabulary):
         return longitude, _look_up(tokens[..., 0], self.latitude_ids, _LATITUDES)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the vocabulary as a file for `from_file`, of the same SHA-256.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the folder does not exist.
-        """
+        """Write the vocabulary as a file for `from_file`, of the same SHA-256."""
         Path(path).write_bytes(self._document)
 
 
@@ -235,11 +234,10 @@ class CaptionVocabulary(_Vocabulary):
     Made by `from_file`; immutable. It holds the special tokens ``[PAD]``, ``[UNK]``, ``[SOS]``,
     ``[EOS]``, ``[S_0]``, ``[S_1]`` and ``[S_2]``, with any ids.
 
-    What `encode` keeps of a text is its normalised form, and that is what `decode` gives back: as
-    the file's normaliser leaves it (BERT's: lower case, no accents, no control characters), with
-    one space between words and signs, but none before ``. , ! ?``. So "a lake, and trees." comes
-    back as it was, "A lake ,and  trees" as "a lake, and trees", "north-east" as "north - east".
-    Unknown words and a truncated end are lost.
+    What `encode` keeps of a text is what `decode` gives back: as the file's normaliser leaves it
+    (BERT's: lower case, no accents), with one space between words and signs, but none before
+    ``. , ! ?``. "A lake ,and  trees" comes back as "a lake, and trees", "north-east" as "north -
+    east". Unknown words and a truncated end are lost.
 
     Attributes
     ----------

@@ -63,6 +63,8 @@ class Embedded:
     def __add__(self, other: Embedded) -> Embedded:
         """Put further inputs behind these."""
         batch = len(self.content)
+        if len(other.content) != batch:
+            raise ValueError(f"The inputs' batches differ: {[batch, len(other.content)]}.")
         embeddings = (part.expand(batch, -1, -1) for part in (self.embedding, other.embedding))
         return Embedded(
             torch.cat([self.content, other.content], dim=1),
@@ -143,7 +145,7 @@ class TerraMind(nn.Module):
         """Turn any set of modalities into vectors; see `encode_inputs` for inputs and errors."""
         if not inputs:
             raise ValueError("No inputs: give at least one modality.")
-        grid = self._common_grid(inputs)
+        grid = self.common_grid(inputs)
         contents, embeddings = [], []
         for name, values in inputs.items():
             module: Any = self.encoder_embeddings[self._input_key(name, values)]
@@ -254,7 +256,7 @@ class TerraMind(nn.Module):
 
     def _input_key(self, name: str, values: Input) -> str:
         if isinstance(values, VisibleTokens):
-            return self._token_key(name, values.ids, rank=2)
+            return self._visible_key(name, values)
         if values.is_floating_point():
             raw = self.description.raw_input(name)
             if raw is None:
@@ -272,6 +274,24 @@ class TerraMind(nn.Module):
         space = self.description.token_space(name)
         return self._token_key(name, values, rank=2 if space and space.kind == "sequence" else 3)
 
+    def _visible_key(self, name: str, tokens: VisibleTokens) -> str:
+        space, key = self.description.token_space(name), self._token_key(name, tokens.ids, rank=2)
+        if space and space.kind != "grid":
+            raise ValueError(f"{name} is no grid: give all ids of the sequence, (B, L).")
+        places, last = tokens.positions, tokens.rows * tokens.cols - 1
+        if places.shape != tokens.ids.shape:
+            raise ValueError(
+                f"{name}: ids {tuple(tokens.ids.shape)} need positions of the same shape, "
+                f"got {tuple(places.shape)}."
+            )
+        is_here = places.device.type == "cpu" and places.numel() > 0
+        if is_here and not 0 <= int(places.min()) <= int(places.max()) <= last:
+            raise ValueError(
+                f"{name}: positions must lie in 0 .. {last}, "
+                f"got {int(places.min())} .. {int(places.max())}."
+            )
+        return key
+
     def _token_key(self, name: str, ids: Tensor, rank: int) -> str:
         space = self.description.token_space(name)
         if space is None:
@@ -287,8 +307,11 @@ class TerraMind(nn.Module):
             )
         return space.key
 
-    def _common_grid(self, inputs: Mapping[str, Input]) -> tuple[int, int]:
-        """Return the token grid shared by all images, that of pretraining if there is none."""
+    def common_grid(self, inputs: Mapping[str, Input]) -> tuple[int, int]:
+        """Return rows and columns of the token grid that all images share.
+
+        It is that of pretraining if there is no image; see `encode_inputs` for errors.
+        """
         patch, grids = self.description.patch_px, {}
         for name, values in inputs.items():
             self._input_key(name, values)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from terramind_cube.model.layers import attend
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -100,7 +102,7 @@ class _Attention(nn.Module):
         # The 1-D convolutions of the checkpoint are linear maps of the features.
         qkv = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias)
         q, k, v = (part[:, None] for part in qkv.chunk(3, dim=-1))  # (B, 1, h*w, F)
-        attended = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        attended = attend(q, k, v)[:, 0]
         attended = F.linear(attended, self.proj_out.weight[..., 0], self.proj_out.bias)
         image: Tensor = attended.transpose(1, 2).unflatten(2, x.shape[-2:])
         return x + image
@@ -131,7 +133,8 @@ class _Stage(nn.ModuleList):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         for layer in self:
-            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, time)
+            takes_time = isinstance(layer, (_Residual, _Attention, _Down, _Up))
+            x = layer(x, time) if takes_time else layer(x)
         return x
 
 

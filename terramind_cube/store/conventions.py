@@ -51,6 +51,7 @@ _ZARR_CONVENTIONS = tuple(
 # Chunk files at LULC/0/0/0 instead of LULC/c/0/0/0: the only place where Zarr 2 can find them too.
 _CHUNK_KEYS = {"name": "v2", "configuration": {"separator": "/"}}
 _NUMERIC = "biuf"
+_TEXT = "T"  # numpy.dtypes.StringDType
 _NAT = np.iinfo(np.int64).min
 
 
@@ -84,13 +85,13 @@ def prepare(result: xr.Dataset) -> xr.Dataset:
     Nothing of the data variables is computed; lazy coordinates are loaded. After
     ``prepare(result).to_zarr(path, zarr_format=3)``, a plain ``xr.open_zarr(path)`` gives the CRS
     to rioxarray and odc-geo. Arrays are unsharded with one Zarr chunk per dask chunk; fill values
-    are NaN for floats and ``nodata`` (else 0) for integers, which stay integers when read.
+    are NaN for floats, ``""`` for texts and ``nodata`` (else 0) for integers, which stay integers.
 
     Parameters
     ----------
     result : xarray.Dataset
-        Dask-backed numeric variables on a projected grid, any leading dimensions before
-        ``y, x``, uniform chunks (the last one of a dimension may be shorter).
+        Dask-backed variables, numbers or StringDType, on a projected grid, any leading
+        dimensions before ``y, x``, uniform chunks (the last one of a dimension may be shorter).
 
     Returns
     -------
@@ -100,7 +101,7 @@ def prepare(result: xr.Dataset) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If the grid is missing, chunks are uneven or a variable is not numeric.
+        If the grid is missing, chunks are uneven or a variable is of another type.
     """
     geobox = find_geobox(result)
     georeference = _describe_grid(geobox)
@@ -217,10 +218,10 @@ def _encode_time(values: np.ndarray[Any, Any]) -> dict[str, Any]:
 def _prepare_variable(
     name: Hashable, array: xr.DataArray, georeference: dict[str, Any]
 ) -> xr.Variable:
-    if array.dtype.kind not in _NUMERIC:
+    if array.dtype.kind not in _NUMERIC + _TEXT:
         raise ValueError(
-            f"{name} has dtype {array.dtype}: a store takes numeric variables only. "
-            f"Drop it or encode it as numbers."
+            f"{name} has dtype {array.dtype}: a store takes numbers and numpy.dtypes.StringDType. "
+            f"Drop it or convert it."
         )
     attrs = {
         key: value
@@ -230,6 +231,8 @@ def _prepare_variable(
     encoding: dict[str, Any] = {"chunk_key_encoding": _CHUNK_KEYS, "chunks": _chunk_shape(array)}
     if array.dtype.kind == "f":
         encoding.update(_FillValue=np.nan, fill_value=np.nan)
+    elif array.dtype.kind == _TEXT:
+        encoding.update(fill_value="")
     elif array.dtype.kind != "b":
         encoding.update(fill_value=int(attrs.get("nodata", 0)))
     if {"y", "x"} <= set(array.dims):

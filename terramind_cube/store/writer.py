@@ -65,7 +65,7 @@ class RegionPlan:
     key : str
         Name, unique in the store.
     bounds : mapping of str to tuple of int
-        Start and stop of each dimension that the region limits, in pixels.
+        Start and stop of each dimension that the region limits.
     blocks : mapping of str to tuple of slice
         For each variable that this region writes, the part of it.
     """
@@ -96,8 +96,9 @@ def write_result(
     path : path-like
         Folder of the store; its parent must exist.
     regions : sequence of mapping of str to slice
-        Pixel ranges by dimension (left out: whole) that cover whole dask chunks and together
-        tile each variable once. The first region that meets a static layer writes it.
+        Ranges by dimension (left out: whole) that cover whole dask chunks and together tile each
+        variable once. The first region that meets a static layer writes it; of a variable whose
+        part is empty a region writes nothing.
     fingerprint : mapping
         JSON-able settings that decide the bytes (model, seed, ...); ``layout`` is added here.
     resume : bool, optional
@@ -145,8 +146,8 @@ def plan_regions(
     Raises
     ------
     ValueError
-        If a region names an unknown dimension, is empty, cuts a chunk, or if the regions do not
-        tile every variable exactly once.
+        If a region names an unknown dimension, leaves the result, cuts a chunk, or if the regions
+        do not tile every variable exactly once.
     """
     layers = [_Layer.of(array) for array in result.data_vars.values()]
     plans: dict[str, RegionPlan] = {}
@@ -185,9 +186,9 @@ class _Layer:
         return cls(str(array.name), edges, counts, set())
 
     def claim(self, bounds: Mapping[str, tuple[int, int]], key: str) -> tuple[slice, ...] | None:
-        """Return the pixels that a region writes, None if an earlier one writes them."""
+        """Return what a region writes, None if that is nothing or an earlier one writes it."""
         span = tuple(bounds.get(dim, (0, max(places))) for dim, places in self.edges.items())
-        if span in self.seen:
+        if span in self.seen or any(start == stop for start, stop in span):
             return None
         self.seen.add(span)
         chunks = []
@@ -237,9 +238,9 @@ def _read_bounds(
         size = sizes[dim]
         start = 0 if part.start is None else part.start
         stop = size if part.stop is None else part.stop
-        if part.step not in (None, 1) or not 0 <= start < stop <= size:
+        if part.step not in (None, 1) or not 0 <= start <= stop <= size:
             raise ValueError(
-                f"A region has {dim}={part}: it must be a non-empty slice of step 1 in 0..{size}."
+                f"A region has {dim}={part}: it must be a slice of step 1 in 0..{size}."
             )
         bounds[dim] = (int(start), int(stop))
     return {str(dim): bounds[str(dim)] for dim in sizes if dim in bounds}

@@ -59,6 +59,71 @@ def test_uniform_numbers_are_equal_on_every_engine(key, cells, count):
     assert ((ours > 0) & (ours < 1)).all()
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    key=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
+    cells=hnp.arrays(np.int64, st.tuples(st.integers(0, 6), st.just(2)),
+                     elements=st.integers(-(2**33), 2**33)),
+    count=st.integers(1, 23),
+    is_strided=st.booleans(),
+)  # fmt: skip
+def test_normal_numbers_are_nearly_equal_on_every_engine(key, cells, count, is_strided):
+    ours, theirs = (np.full((len(cells), count), np.nan, np.float32) for _ in range(2))
+    if is_strided:
+        ours = np.repeat(ours, 2, axis=1)[:, ::2]
+    cpu.philox_normal(key, cells[:, 0], cells[:, 1], ours)
+    reference.philox_normal(key, cells[:, 0], cells[:, 1], theirs)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+ENGINES = pytest.mark.parametrize("engine", [cpu, reference], ids=["cpu", "reference"])
+
+
+def normal(engine, cells=4000, count=50):
+    out = np.full((cells, count), np.nan, np.float32)
+    engine.philox_normal((3, 5), np.arange(cells), np.arange(cells)[::-1].copy(), out)
+    return out
+
+
+@ENGINES
+def test_normal_numbers_are_those_of_box_and_muller(engine):
+    uniform = np.empty((6, 8), np.float32)
+    cells = np.arange(6)
+    reference.philox_uniform((3, 5), cells, cells[::-1].copy(), uniform)
+    radius = np.sqrt(-2 * np.log(uniform[:, ::2].astype(np.float64)))
+    angle = 2 * np.pi * uniform[:, 1::2].astype(np.float64)
+    for count in (8, 7, 1):
+        found = normal(engine, 6, count)
+        expected = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1).reshape(6, 8)
+        np.testing.assert_allclose(found, expected[:, :count], rtol=0, atol=2e-6)
+
+
+@ENGINES
+@pytest.mark.parametrize("count", [50, 51])
+def test_normal_numbers_have_the_moments_of_a_normal_distribution(engine, count):
+    found = normal(engine, count=count).astype(np.float64)
+    assert np.isfinite(found).all()
+    assert abs(found.mean()) < 0.01
+    assert abs(found.std() - 1) < 0.01
+    assert abs((found**3).mean()) < 0.04
+    assert abs((found**4).mean() - 3) < 0.08
+    inside = [(np.abs(found) < bound).mean() for bound in (0.5, 1, 2, 3)]
+    np.testing.assert_allclose(inside, [0.3829, 0.6827, 0.9545, 0.9973], rtol=0, atol=0.004)
+
+
+@ENGINES
+def test_normal_numbers_are_independent(engine):
+    found = normal(engine).astype(np.float64)
+    for first, second in (
+        (found[:-1], found[1:]),  # cells
+        (found[:, :-1:2], found[:, 1::2]),  # the two of a pair
+        (found[:, 1:-1:2], found[:, 2::2]),  # pairs
+    ):
+        for power in (1, 2):  # a pair shares its radius
+            correlation = np.corrcoef(first.ravel() ** power, second.ravel() ** power)[0, 1]
+            assert abs(correlation) < 0.012
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     x=DTYPES.flatmap(

@@ -218,6 +218,18 @@ def test_missing_places_are_named(document, tmp_path, unknown):
         CoordinateVocabulary.from_file(path)
 
 
+def test_a_file_may_lack_cells_until_they_are_needed(document, tmp_path):
+    lacking = ["lat=-90.00", "lat=90.00", "lon=-180.00"]
+    vocabulary = CoordinateVocabulary.from_file(
+        _write(tmp_path / "config.json", _without(document, lacking))
+    )
+    assert vocabulary.latitude_ids[0] == vocabulary.longitude_ids[0] == -1
+    longitude, latitude = vocabulary.decode(vocabulary.encode([12.25, 180], [-3.5, 89.75]))
+    np.testing.assert_array_equal([longitude, latitude], [[12.25, 180], [-3.5, 89.75]])
+    with pytest.raises(ValueError, match=r"no token for the cell of 12.0 90.0"):
+        vocabulary.encode([10, 12], [50, 90])
+
+
 def test_long_list_of_missing_places_is_abridged(document, tmp_path):
     names = [name for name in document["model"]["vocab"] if name.startswith("lat=")]
     path = _write(tmp_path / "config.json", _without(document, names))
@@ -229,7 +241,7 @@ def test_long_list_of_missing_places_is_abridged(document, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"pre_tokenizer": None}, "encodes 'lat=-90.00 lon=180.00 .* as ids"),
+        ({"pre_tokenizer": None}, "encodes 'lat=-90.00 lon=-180.00 .* as ids"),
         ({"pre_tokenizer": {"type": "BertPreTokenizer"}}, "lacks 2162 tokens"),
         ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}, "lacks 2162 tokens"),
     ],

@@ -1,8 +1,9 @@
-"""Our side of the comparison: `cube.terramind.generate`, S2L2A to LULC, timed in a process of its own.
+"""Our side of the comparison: `cube.terramind.generate` from S2L2A, timed in a process of its own.
 
-Takes the arguments of ``rivals/terratorch_lulc.py`` as far as they mean something here, and ends
-with the same JSON line. `--cube-px` takes a lazy cube of that size in place of a scene in memory,
-and writes a store, to show how memory grows with the scene.
+Takes the arguments of ``rivals/terratorch_generate.py`` as far as they mean something here, and
+ends with the same JSON line. `--tiles` cuts a row of so many tiles off the scene. `--cube-px` takes
+a lazy cube of that size in place of a scene in memory, and writes a store, to show how memory grows
+with the scene.
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ def parse_arguments():
     parser.add_argument("--scene", type=Path)
     parser.add_argument("--cube-px", type=int)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--size", default="tiny")
+    parser.add_argument("--output", default="LULC")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--sampler", default="dpm++")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--tiles", type=int)
     parser.add_argument("--overlap", type=int, default=32)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -90,10 +97,16 @@ def main():
         if arguments.cube_px
         else np.load(arguments.scene)["S2L2A"].astype(np.uint16)
     )
+    if arguments.tiles:
+        pixels = pixels[:, :TILE_PX, : TILE_PX * arguments.tiles]
+    output = arguments.output
     settings = {
-        "model": "terramind_v1_tiny",
+        "model": f"terramind_v1_{arguments.size}",
         "weights": arguments.weights,
-        "tokenizer_weights": {"LULC": arguments.tokenizer},
+        "tokenizer_weights": {output: arguments.tokenizer},
+        "steps": arguments.steps,
+        "sampler": arguments.sampler,
+        "precision": arguments.precision,
         "temperature": 0.0 if arguments.greedy else 1.0,
         "overlap": arguments.overlap,
         "compute_batch": arguments.batch,
@@ -101,7 +114,7 @@ def main():
     }
     cube = make_cube(pixels)
     corner = cube.isel(y=slice(TILE_PX), x=slice(TILE_PX))
-    corner.terramind.generate(["LULC"], **settings).compute()
+    corner.terramind.generate([output], **{**settings, "steps": 1}).compute()
     loaded_mib = peak_mib()
     reset_peak()
     runs = []
@@ -109,13 +122,13 @@ def main():
         start = time.perf_counter()
         if arguments.cube_px:
             with tempfile.TemporaryDirectory() as folder:
-                cube.terramind.write(Path(folder) / "lulc.zarr", ["LULC"], **settings)
+                cube.terramind.write(Path(folder) / "made.zarr", [output], **settings)
         else:
-            result = cube.terramind.generate(["LULC"], **settings).compute()
+            result = cube.terramind.generate([output], **settings).compute()
         runs.append(time.perf_counter() - start)
     peak = peak_mib()
     if arguments.out and not arguments.cube_px:
-        np.savez_compressed(arguments.out, LULC=result.LULC.values[0])
+        np.savez_compressed(arguments.out, **{output: result[output].values[0]})
     report = {
         "package": "terramind_cube",
         "seconds": round(statistics.median(runs), 3),
@@ -123,6 +136,7 @@ def main():
         "peak_rss_mib": peak,
         "peak_rss_loading_mib": loaded_mib,
         "shape": list(pixels.shape[1:]),
+        **{name: getattr(arguments, name) for name in ("size", "output", "steps", "precision")},
         "overlap": arguments.overlap,
         "greedy": arguments.greedy,
         "threads": arguments.threads,

@@ -1,0 +1,90 @@
+"""Weights laid out once for the kernels of CPUs, instead of at every call.
+
+oneDNN multiplies blocked weights; PyTorch's own layers block them anew whenever they are called. A
+packed network computes the same (up to rounding) a tenth faster, and can no longer be saved or
+trained: it is for the pipeline's own copy. PyTorch's compiler uses the same operators.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from terramind_cube.model.layers import Linear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["can_pack", "pack"]
+
+# The layout is chosen for two tiles of 196 tokens and serves any number: one layout for all runs, so
+# that a process gives the same bytes whatever it ran before.
+_ROWS = 392
+_OPERATORS = (
+    "_linear_pointwise",
+    "_reorder_linear_weight",
+    "_convolution_pointwise",
+    "_reorder_convolution_weight",
+)
+
+
+def can_pack() -> bool:
+    """Whether this PyTorch has the operators."""
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in _OPERATORS
+    )
+
+
+class _PackedLinear(nn.Module):
+    """A linear map whose weights nothing but oneDNN can read."""
+
+    def __init__(self, layer: Linear) -> None:
+        super().__init__()
+        self.dtype = layer.weight.dtype
+        self.bias = layer.bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
+            x, self.packed, self.bias, "none", [], ""
+        )
+
+
+class _PackedConvolution(nn.Module):
+    """A convolution whose weights nothing but oneDNN can read."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.bias = layer.bias
+        self.geometry = (list(layer.padding), list(layer.stride), list(layer.dilation))
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(
+            layer.weight.detach(), *self.geometry, 1
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
+            x, self.packed, self.bias, *self.geometry, 1, "none", [], ""
+        )
+
+
+def pack(network: nn.Module) -> None:
+    """Replace the layers of a network on a CPU by packed ones; elsewhere do nothing.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        In evaluation mode. Convolutions are packed in bfloat16 only: in float32 it gains nothing.
+    """
+    if not can_pack():
+        return
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if next(layer.parameters(recurse=False), torch.empty(0)).device.type != "cpu":
+                continue
+            if isinstance(layer, Linear):
+                setattr(parent, name, _PackedLinear(layer))
+            elif isinstance(layer, nn.Conv2d) and layer.weight.dtype == torch.bfloat16:
+                setattr(parent, name, _PackedConvolution(layer))
