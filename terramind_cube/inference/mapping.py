@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
-from dask.task_spec import List, Task, TaskRef
+from dask.task_spec import DataNode, List, Task, TaskRef
 from odc.geo.xr import xr_coords
 
 from terramind_cube.grid import Region, regions
@@ -57,7 +57,10 @@ class Window:
     parts: tuple[tuple[Slices, Slices], ...]
 
     def assemble(self, chunks: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
-        """Copy the parts of the chunks into one array."""
+        """Copy the parts of the chunks into one array; of a single chunk, view it."""
+        if len(chunks) == 1:
+            part = chunks[0][self.parts[0][0]]
+            return part[0] if part.ndim > len(self.shape) else part
         window = np.empty(self.shape, self.dtype)
         for chunk, (source, target) in zip(chunks, self.parts, strict=True):
             part = chunk[source]
@@ -163,7 +166,17 @@ def _lattice_coords(plan: TilePlan, variables: Sequence[OutputVariable]) -> dict
 
 
 def _as_dask(data: xr.DataArray) -> da.Array:
-    return data.data if isinstance(data.data, da.Array) else da.from_array(data.values)
+    """Return the data's Dask array; of data in memory one chunk that is the array itself.
+
+    `dask.array.from_array` would copy it.
+    """
+    if isinstance(data.data, da.Array):
+        return data.data
+    values = data.values
+    name = f"cube-{tokenize(values)}"
+    chunks = tuple((length,) for length in values.shape)
+    key = (name, *(0 for _ in values.shape))
+    return da.Array({key: DataNode(key, values)}, name, chunks, dtype=values.dtype)
 
 
 def _group_task(

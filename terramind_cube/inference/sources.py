@@ -74,16 +74,17 @@ class Source:
         self.layer = layer
         if pixels.dtype.name not in KERNEL_DTYPES:
             pixels = pixels.astype(np.float32)
-        nodata = layer.nodata
-        is_nodata = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
-        if pixels.dtype.kind == "f":
-            is_nodata |= ~np.isfinite(pixels)
-        self.is_valid: NDArray[np.bool_] = ~is_nodata.any(axis=0)
-        # One value for every invalid pixel, so that none reaches the model: NaN or infinity in one
-        # of them would spread over the whole tile.
-        is_whole = bool(self.is_valid.all())
-        self.pixels = pixels if is_whole else np.where(self.is_valid, pixels, nodata)
-        self.pixels = self.pixels.astype(pixels.dtype, copy=False)
+        self.is_valid = np.ones(pixels.shape[1:], np.bool_)
+        for band in pixels:  # one at a time: a mask of all of them would be half as large as they
+            self.is_valid &= ~np.isnan(band) if np.isnan(layer.nodata) else band != layer.nodata
+            if band.dtype.kind == "f":
+                self.is_valid &= np.isfinite(band)
+        self.pixels = pixels
+        if not self.is_valid.all():
+            # One value for every invalid pixel, so that none reaches the model: NaN or infinity in
+            # one of them would spread over the whole tile.
+            nodata = np.asarray(layer.nodata, pixels.dtype)
+            self.pixels = np.where(self.is_valid, pixels, nodata)
         if layer.statistics is None:
             _check_classes(layer.modality, self.pixels)
 

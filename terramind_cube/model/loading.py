@@ -7,7 +7,7 @@ error that names the tensor (the reference implementation silently initialises i
 from __future__ import annotations
 
 import zlib
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -93,6 +93,7 @@ def load_model(
     """
     if name not in MODELS:
         describe_model(name)
+    path = None
     if weights is None:
         model = TerraMind(describe_model(name))
         fill_untrained(model)
@@ -104,7 +105,7 @@ def load_model(
         _fill(model, path)
     place = torch.device(device)
     model.cast(choose_dtype(precision, place))
-    return _finish(model, place, packed)
+    return _finish(model, place, path, packed)
 
 
 def load_tokenizer(
@@ -163,7 +164,7 @@ def _provide_part(
     else:
         _fill(tokenizer, path)
     tokenizer.cast(part, dtype)
-    _finish(tokenizer, place, packed)
+    _finish(tokenizer, place, path, packed)
 
 
 def inspect_model_weights(name: str, path: Path) -> ModelDescription:
@@ -176,21 +177,41 @@ def inspect_model_weights(name: str, path: Path) -> ModelDescription:
     WeightsError
         If a tensor is missing, unexpected, or of another shape.
     """
-    header = read_header(path)
-    description = describe_model(name, header.metadata, str(path))
-    with torch.device("meta"):
-        _check(TerraMind(description), header)
-    return description
+    return _inspect(None, name, path, _stamp(path))  # type: ignore[return-value]
 
 
 def inspect_tokenizer_weights(
     modality: str, path: Path, *, family: str = "v1"
 ) -> TokenizerDescription:
     """Return the description of a tokenizer's weights; see `inspect_model_weights`."""
+    return _inspect(family, modality, path, _stamp(path))  # type: ignore[return-value]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return size and time of modification, by which a file is known within a process."""
+    if not path.is_file():
+        read_header(path)  # says what is wrong
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=64)
+def _inspect(
+    family: str | None, name: str, path: Path, stamp: tuple[int, int]
+) -> ModelDescription | TokenizerDescription:
+    """Check a file once per process: of a model, or of a tokenizer of a family."""
+    del stamp
     header = read_header(path)
-    description = describe_tokenizer(modality, family, header.metadata, str(path))
+    network: nn.Module
+    description: ModelDescription | TokenizerDescription
     with torch.device("meta"):
-        _check(Tokenizer(description), header)
+        if family is None:
+            description = describe_model(name, header.metadata, str(path))
+            network = TerraMind(description)
+        else:
+            description = describe_tokenizer(name, family, header.metadata, str(path))
+            network = Tokenizer(description)
+    _check(network, header)
     return description
 
 
@@ -277,8 +298,35 @@ def fill_untrained(network: nn.Module, prefixes: tuple[str, ...] = ("",)) -> Non
                 tensor.copy_(torch.from_numpy(values * np.float32(scale)))
 
 
-def _finish(network: Network, place: torch.device, packed: bool) -> Network:
+def _finish(network: Network, place: torch.device, path: Path | None, packed: bool) -> Network:
     network = network.to(place).eval().requires_grad_(False)
-    if packed:
+    if packed and path is not None:
+        # Casting has read every page that it cast.
+        _map_anew(network, path)
+        pack(network, partial(_map_anew, network, path))
+        _map_anew(network, path)
+    elif packed:
         pack(network)
     return network
+
+
+def _map_anew(network: nn.Module, path: Path) -> None:
+    """Map the file once more for the tensors that were neither cast nor packed.
+
+    The old mapping, whose pages take memory once they were read, is then let go. Of the new one
+    only what is used is read: not the table of a modality that nobody asks for.
+    """
+    tensors = load_tensors(path)
+    tied = _tied(network)
+    for owner, module in network.named_modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                key = f"{owner}.{name}" if owner else name
+                if key in tied:
+                    key = key.replace("token_emb", "to_logits")
+                fresh = tensors.get(key)
+                if fresh is None or tensor is None or tensor.device.type != "cpu":
+                    continue
+                if tensor.dtype == fresh.dtype:
+                    is_parameter = held is module._parameters
+                    held[name] = nn.Parameter(fresh, requires_grad=False) if is_parameter else fresh

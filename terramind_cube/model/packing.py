@@ -15,13 +15,17 @@ from torch import nn
 from terramind_cube.model.layers import Linear
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 __all__ = ["can_pack", "pack"]
 
 # The layout is chosen for two tiles of 196 tokens and serves any number: one layout for all runs, so
 # that a process gives the same bytes whatever it ran before.
-_ROWS = 392
+_TILES = 2
+_ROWS = _TILES * 196
+_RELIEF_BYTES = 96 << 20
 _OPERATORS = (
     "_linear_pointwise",
     "_reorder_linear_weight",
@@ -54,37 +58,64 @@ class _PackedLinear(nn.Module):
 
 
 class _PackedConvolution(nn.Module):
-    """A convolution whose weights nothing but oneDNN can read."""
+    """A convolution whose weights nothing but oneDNN can read, once it has seen an image."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.bias = layer.bias
         self.geometry = (list(layer.padding), list(layer.stride), list(layer.dilation))
-        self.packed = torch.ops.mkldnn._reorder_convolution_weight(
-            layer.weight.detach(), *self.geometry, 1
-        )
+        self.plain: Tensor | None = layer.weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.plain is not None:
+            # The layout hangs on the size of the image, which is that of all tiles.
+            shape = [_TILES, *x.shape[1:]]
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.plain, *self.geometry, 1, shape
+            )
+            self.plain = None
         return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
             x, self.packed, self.bias, *self.geometry, 1, "none", [], ""
         )
 
 
-def pack(network: nn.Module) -> None:
+def pack(network: nn.Module, relieve: Callable[[], object] = lambda: None) -> None:
     """Replace the layers of a network on a CPU by packed ones; elsewhere do nothing.
 
     Parameters
     ----------
     network : torch.nn.Module
         In evaluation mode. Convolutions are packed in bfloat16 only: in float32 it gains nothing.
+        Logits heads are left in the file until they are used: most runs need one of many.
+    relieve : callable
+        Called now and then, to let go of memory that plain weights took.
     """
     if not can_pack():
         return
-    for parent in list(network.modules()):
-        for name, layer in list(parent.named_children()):
-            if next(layer.parameters(recurse=False), torch.empty(0)).device.type != "cpu":
-                continue
-            if isinstance(layer, Linear):
-                setattr(parent, name, _PackedLinear(layer))
-            elif isinstance(layer, nn.Conv2d) and layer.weight.dtype == torch.bfloat16:
-                setattr(parent, name, _PackedConvolution(layer))
+    packed_bytes = 0
+    # Names, not layers: whatever holds a plain layer keeps its weights in memory.
+    places = [
+        (parent, name)
+        for parent in network.modules()
+        for name, layer in parent.named_children()
+        if _is_packable(name, layer)
+    ]
+    for parent, name in places:
+        layer = getattr(parent, name)
+        packed_bytes += layer.weight.nbytes
+        kind = _PackedLinear if isinstance(layer, Linear) else _PackedConvolution
+        setattr(parent, name, kind(layer))
+        del layer
+        if packed_bytes > _RELIEF_BYTES:
+            relieve()
+            packed_bytes = 0
+
+
+def _is_packable(name: str, layer: nn.Module) -> bool:
+    if isinstance(layer, Linear):
+        return layer.weight.device.type == "cpu" and name != "to_logits"
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype == torch.bfloat16
+    )

@@ -72,7 +72,6 @@ class _ViT(nn.Module):
             for _ in range(depth)
         )
         self.norm_mlp = norm(dim)
-        # The latents' last layers stay in float32 whatever the precision of the blocks.
         self.post_mlp = Mlp(dim, description.mlp_hidden, bias=True, activation="tanh")
 
     def transform(self, x: Tensor) -> Tensor:
@@ -84,8 +83,8 @@ class _ViT(nn.Module):
         return x + self.post_mlp(self.norm_mlp(x))  # type: ignore[no-any-return]
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Let the blocks compute in a dtype."""
-        cast_linear(self.blocks, dtype)
+        """Let the matrix products compute in a dtype."""
+        cast_linear(self, dtype)
 
 
 class _Encoder(_ViT):
@@ -93,6 +92,10 @@ class _Encoder(_ViT):
         super().__init__(description, description.encoder_depth)
         patch = description.patch_px
         self.proj = nn.Conv2d(description.channels, description.dim, patch, stride=patch)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        # The last layers before the quantizer stay in float32: rounding there changes tokens.
+        cast_linear(self.blocks, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.proj(x)

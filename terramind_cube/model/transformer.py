@@ -133,8 +133,10 @@ class TerraMind(nn.Module):
         return kind(self.description.dim, self.description.mlp_hidden, self.description.bias)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Let the matrix products compute in a dtype; norms and sums stay in float32."""
-        cast_linear(self, dtype)
+        """Let the matrix products compute in a dtype; norms, sums and logits stay in float32."""
+        for part in (self.encoder_embeddings, self.encoder, self.decoder):
+            cast_linear(part, dtype)
+        self.decoder_proj_context.to(dtype)
 
     def encode(self, inputs: Mapping[str, Input]) -> Tensor:
         """Encode inputs to (B, N, D); see `encode_inputs`."""
