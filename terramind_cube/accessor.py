@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from terramind_cube.inference.settings import GenerateSettings
+    from terramind_cube.modalities import Statistics
     from terramind_cube.model.diffusion import Sampler
     from terramind_cube.model.loading import Precision
     from terramind_cube.model.tokenizers import Clamp
@@ -237,12 +238,11 @@ class TerraMindAccessor:
             If the store there is of another request.
         """
         from terramind_cube import inference as room
-        from terramind_cube.store.ledger import read_run
+        from terramind_cube.store.ledger import stored_batch
         from terramind_cube.store.writer import write_result
 
-        if resume and settings.get("compute_batch") is None and Path(path).exists():
-            # A trial may find another batch today; the store's own keeps the bytes.
-            settings["compute_batch"] = read_run(path).fingerprint.get("compute_batch")
+        if resume and settings.get("compute_batch") is None:
+            settings["compute_batch"] = stored_batch(path)
         result = self.generate(outputs, **settings)
         return write_result(
             result,
@@ -264,6 +264,7 @@ class TerraMindAccessor:
         layers: Sequence[int] | Literal["all"] | None = None,
         merge: Literal["mean", "max", "concat"] | None = "mean",
         bands: Mapping[str, Sequence[str]] | None = None,
+        new_modalities: Mapping[str, Statistics] | None = None,
         think: Sequence[str] = (),
         caption: str | None = None,
         seed: int = 0,
@@ -287,6 +288,9 @@ class TerraMindAccessor:
             apart along ``modality``. Coordinates and captions are looked at but not merged.
         bands : mapping of str to sequence of str, optional
             Bands to look at, by modality; the others count as their mean.
+        new_modalities : mapping of str to terramind_cube.modalities.Statistics, optional
+            Variables of the cube that TerraMind does not know, with mean and standard deviation
+            per band: they get fresh, untrained patch embeddings.
         think : sequence of str
             Modalities whose tokens are generated first and looked at as further modalities
             (Thinking-in-Modalities); `seed`, `temperature`, `top_p` and `top_k` draw them.
@@ -303,8 +307,9 @@ class TerraMindAccessor:
         from terramind_cube import inference as room
 
         names, forms, sequences = room.read_inputs(inputs, caption)
+        extensions = tuple((new_modalities or {}).items())
         options = room.EmbedOptions(
-            room.WeightsChoice(model, weights, tokenizer_weights, vocabularies),
+            room.WeightsChoice(model, weights, tokenizer_weights, vocabularies, extensions),
             room.Compute.choose(device, precision, compute_batch, threads),
             forms,
             sequences,
@@ -315,7 +320,7 @@ class TerraMindAccessor:
             seed,
             room.check_chunk(chunks),
         )
-        layout = room.read_layout(self._cube, names, bands=bands)
+        layout = room.read_layout(self._cube, names, bands=bands, further=new_modalities)
         return room.map_plan(layout, room.plan_embedding(layout, options))[room.EMBEDDING]
 
     def tokenize(  # noqa: PLR0913  # the public surface

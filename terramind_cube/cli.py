@@ -210,7 +210,7 @@ def demo(
         _write_store(console, result, store, resume=False)
     with _step(console, "Drawing the picture"):
         display.save_quicklook(picture, cube, xr.open_zarr(store), note=note)
-    _print_closing(console, store, time.perf_counter() - begin)
+    _print_closing(console, store, "LULC", time.perf_counter() - begin)
     console.print(f"  Picture     {picture}")
     if note:
         console.print(f"\n{note} Give trained ones to terramind-cube generate, with --weights.")
@@ -286,6 +286,8 @@ def generate(  # noqa: PLR0913  # the public surface
         from terramind_cube import inference as room
         from terramind_cube.cube.load import load_cube
         from terramind_cube.stac import open_catalog
+        from terramind_cube.store.ledger import stored_batch
+    compute_batch = compute_batch or (stored_batch(out) if resume else None)
     options = room.Options(
         room.WeightsChoice(model, weights, tokenizers),
         room.Compute.choose(device, cast("Precision", precision), compute_batch, threads),
@@ -307,7 +309,7 @@ def generate(  # noqa: PLR0913  # the public surface
     except KeyboardInterrupt:
         hint = "What is finished is kept: the same command with --resume goes on."
         raise KeyboardInterrupt(hint) from None
-    _print_closing(console, out, time.perf_counter() - begin)
+    _print_closing(console, out, next(iter(result.data_vars)), time.perf_counter() - begin)
 
 
 def _plan_result(
@@ -390,10 +392,10 @@ def _print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
         console.print(f"{label:<11}{text}")
 
 
-def _print_closing(console: Console, store: Path, seconds: float) -> None:
+def _print_closing(console: Console, store: Path, variable: object, seconds: float) -> None:
     console.print(f"\nDone in {seconds:.1f} s. The result: {store}")
     console.print(f'  Python      xr.open_zarr("{store}")')
-    console.print(f'  GDAL, QGIS  ZARR:"{store.absolute()}":/LULC')
+    console.print(f'  GDAL, QGIS  ZARR:"{store.absolute()}":/{variable}')
 
 
 def _print_warning(message: Warning | str, *_: Any) -> None:

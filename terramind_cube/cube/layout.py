@@ -15,7 +15,13 @@ import numpy as np
 import odc.geo.xr  # noqa: F401  # registers the `odc` accessor
 import xarray as xr
 
-from terramind_cube.modalities import MODALITIES, Modality, find_modality
+from terramind_cube.modalities import (
+    LULC_CLASSES,
+    MODALITIES,
+    Modality,
+    Statistics,
+    find_modality,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,6 +133,7 @@ def read_layout(
     *,
     bands: Mapping[str, Sequence[str]] | None = None,
     besides: Sequence[str] = (),
+    further: Mapping[str, Statistics] | None = None,
 ) -> CubeLayout:
     """Find the modalities of a cube.
 
@@ -140,6 +147,8 @@ def read_layout(
         Bands to look at, by modality, by name; by default all, which must be there.
     besides : sequence of str
         Modalities that are no input by default, unless there is no other.
+    further : mapping of str to Statistics, optional
+        Modalities that TerraMind does not know, which are inputs too.
 
     Returns
     -------
@@ -153,11 +162,14 @@ def read_layout(
     """
     geobox = read_geobox(cube)
     found = _find_layers(cube)
+    rows = {**MODALITIES, **{n: _own_modality(cube, n, s) for n, s in (further or {}).items()}}
+    found |= {name: _banded(rows[name], cube[name]) for name in further or ()}
     if inputs is None:
-        raw = [name for name in found if MODALITIES[name].is_raw_input]
+        raw = [name for name in found if rows[name].is_raw_input]
         chosen = [name for name in raw if name not in besides] or raw
     else:
-        chosen = list(dict.fromkeys(find_modality(name).name for name in inputs))
+        names = [name if name in rows else find_modality(name).name for name in inputs]
+        chosen = list(dict.fromkeys((*names, *(further or ()))))
     usable = [row.name for row in MODALITIES.values() if row.is_raw_input]
     absent = [name for name in chosen if name not in found]
     if absent:
@@ -171,9 +183,30 @@ def read_layout(
     unread = [name for name in subsets if name not in chosen]
     if unread:
         raise ValueError(f"bands names {', '.join(unread)}; the inputs are {', '.join(chosen)}.")
-    layers = tuple(_layer(MODALITIES[name], found[name], subsets.get(name)) for name in chosen)
+    layers = tuple(_layer(rows[name], found[name], subsets.get(name)) for name in chosen)
     has_time = any(not layer.is_static for layer in layers)
     return CubeLayout(geobox, _times(cube) if has_time else None, layers)
+
+
+def _own_modality(cube: xr.Dataset, name: str, statistics: Statistics) -> Modality:
+    """Describe a variable that is no modality of TerraMind's."""
+    if name in MODALITIES or name not in cube.data_vars:
+        said = "TerraMind knows it" if name in MODALITIES else f"the cube holds {_names(cube)}"
+        raise ValueError(f"new_modalities: {name} is no variable of your own: {said}.")
+    data = cube[name]
+    dims = [str(dim) for dim in data.dims if dim not in ("time", "y", "x")]
+    count = data.sizes[dims[0]] if dims else 1
+    if count != len(statistics.mean):
+        raise ValueError(
+            f"new_modalities: {name} has {count} bands, but {len(statistics.mean)} statistics."
+        )
+    has_labels = bool(dims) and dims[0] in data.coords
+    labels = data[dims[0]].values.tolist() if has_labels else range(count)
+    default = float("nan") if data.dtype.kind == "f" else 0
+    return Modality(
+        name, "image", tuple(map(str, labels)), str(data.attrs.get("units", "1")), str(data.dtype),
+        float(data.attrs.get("nodata", default)), None, f"untok_{name.lower()}", None, None, None,
+    )  # fmt: skip
 
 
 def _names(cube: xr.Dataset) -> str:
@@ -249,6 +282,12 @@ def _stacked_bands(cube: xr.Dataset) -> dict[str, xr.DataArray]:
 
 def _layer(modality: Modality, data: xr.DataArray, bands: Sequence[str] | None) -> Layer:
     """Put the bands into the model's order, those that were asked for."""
+    flags = np.atleast_1d(data.attrs.get("flag_values", 0))
+    if modality.kind == "classes" and int(np.max(flags)) >= len(LULC_CLASSES):
+        raise ValueError(
+            f"{modality.name} is coded as another provider codes it, up to {int(np.max(flags))}: "
+            "translate it to TerraMind's 0 .. 9 as load_cube does, see LULC_CLASSES."
+        )
     wanted = list(modality.bands)
     if isinstance(bands, str):
         raise ValueError(f"bands of {modality.name} is a list: give [{bands!r}].")  # noqa: TRY004

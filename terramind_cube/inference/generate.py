@@ -23,7 +23,7 @@ from terramind_cube.inference.variables import (
 from terramind_cube.modalities import CAPTIONS, MODALITIES, Statistics, find_modality
 from terramind_cube.model.conditions import Conditions, Guidance
 from terramind_cube.model.decoding import Decoding
-from terramind_cube.model.diffusion import SAMPLERS, Sampler, noise_levels
+from terramind_cube.model.diffusion import Sampler, noise_levels
 from terramind_cube.model.tokenizers import CLAMPS
 from terramind_cube.noise import NoiseStream
 
@@ -67,8 +67,6 @@ class Diffusion:
         noise_levels(self.steps, self.sampler)
         if self.clamp not in CLAMPS:
             raise ValueError(f"Unknown clamp {self.clamp!r}: 'physical', 'released' or None.")
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"Unknown sampler {self.sampler!r}: {', '.join(SAMPLERS)}.")
 
 
 @dataclass(frozen=True)
@@ -238,6 +236,8 @@ class Generation(TilePlan):
             chosen["terramind_guidance"] = [
                 f"{'+'.join(names)}:{weight:g}" for names, weight in self.guidance.groups
             ]
+        if self.sequences.caption is not None:
+            chosen["terramind_caption"] = self.sequences.caption
         seen = [target.name for target in self.targets if target.conditions]
         if seen:
             chosen["terramind_chain"] = seen

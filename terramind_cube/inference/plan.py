@@ -220,7 +220,7 @@ class TilePlan(ABC):
 
 def _spell(layer: InputLayer) -> str:
     """Name an input as the attributes do."""
-    bands = MODALITIES[layer.modality].bands
+    bands = layer.names
     text = layer.modality if layer.form == "pixels" else f"{layer.modality} as tokens"
     if len(layer.bands) < len(bands):
         text += f" ({' '.join(bands[band] for band in layer.bands)})"
@@ -264,7 +264,9 @@ def check_outputs(outputs: Sequence[str], what: str = "outputs") -> tuple[str, .
 def read_as_tokens(names: Sequence[str], forms: Mapping[str, Form]) -> tuple[str, ...]:
     """Return the inputs that a tokenizer has to encode."""
     return tuple(
-        name for name in names if forms.get(name) == "tokens" or not MODALITIES[name].is_raw_input
+        name
+        for name in names
+        if forms.get(name) == "tokens" or (name in MODALITIES and not MODALITIES[name].is_raw_input)
     )
 
 
@@ -305,5 +307,6 @@ def plan_inputs(
         is_classes = layer.modality.kind == "classes"
         statistics = None if is_classes else description.statistics[name]
         nodata = layer.modality.fill_value
-        layers.append(InputLayer(name, form, nodata, statistics, layer.bands))
+        names = layer.modality.bands
+        layers.append(InputLayer(name, form, nodata, statistics, layer.bands, names))
     return tuple(layers)

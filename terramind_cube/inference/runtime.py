@@ -16,6 +16,7 @@ import torch
 
 from terramind_cube.model.loading import (
     Precision,
+    extend_model,
     inspect_model_weights,
     inspect_tokenizer_weights,
     load_model,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from os import PathLike
 
+    from terramind_cube.modalities import Statistics
     from terramind_cube.model.tokenizers import Tokenizer
     from terramind_cube.model.transformer import TerraMind
 
@@ -139,6 +141,8 @@ class ModelSpec:
     family : str
         Family of the tokenizers.
     compute : Compute
+    extensions : tuple of (str, Statistics)
+        Modalities with fresh patch embeddings, see `model.extend_model`.
     """
 
     name: str
@@ -147,6 +151,7 @@ class ModelSpec:
     vocabularies: tuple[tuple[str, WeightsFile], ...]
     family: str
     compute: Compute
+    extensions: tuple[tuple[str, Statistics], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,7 @@ class WeightsChoice:
     weights: str | PathLike[str] | None = None
     tokenizers: Mapping[str, str | PathLike[str]] | None = None
     vocabularies: Mapping[str, str | PathLike[str]] | None = None
+    extensions: tuple[tuple[str, Statistics], ...] = ()
 
 
 def choose_model(
@@ -224,6 +230,8 @@ def choose_model(
         path = resolve_weights(choice.weights, pretrained=MODELS[name].pretrained, name=name)
         description = inspect_model_weights(name, path)
         file = WeightsFile(str(path), file_sha256(path))
+    for modality, statistics in choice.extensions:
+        description = description.with_modality(modality, statistics)
     wanted = tuple(dict.fromkeys((*needs.decoded, *needs.encoded)))
     given = dict(choice.tokenizers or {})
     unused = sorted(set(given) - set(wanted))
@@ -240,7 +248,9 @@ def choose_model(
     vocabularies = _choose_vocabularies(choice, needs, description)
     weights = file if needs.transformer else None
     family = description.tokenizers
-    spec = ModelSpec(name, weights, tuple(tokenizers), vocabularies, family, compute)
+    spec = ModelSpec(
+        name, weights, tuple(tokenizers), vocabularies, family, compute, choice.extensions
+    )
     return spec, description
 
 
@@ -335,11 +345,20 @@ def acquire(spec: ModelSpec) -> Iterator[LoadedModel]:
         yield loaded
 
 
+def _load_extended(spec: ModelSpec, file: WeightsFile) -> TerraMind:
+    compute = spec.compute
+    model = load_model(spec.name, file.path, compute.device, compute.precision, packed=True)
+    for modality, statistics in spec.extensions:
+        extend_model(model, modality, statistics)
+    return model
+
+
 def _assemble(spec: ModelSpec) -> LoadedModel:
     device, precision = spec.compute.device, spec.compute.precision
 
     def part(kind: str, name: str, file: WeightsFile, load: Callable[[], Any]) -> Any:
-        key = (kind, name, file, spec.family, device, precision)
+        extensions = spec.extensions if kind == "model" else ()
+        key = (kind, name, file, spec.family, device, precision, extensions)
         if key not in _parts:
             if file.path is not None and file_sha256(Path(file.path)) != file.sha256:
                 raise ValueError(
@@ -355,7 +374,7 @@ def _assemble(spec: ModelSpec) -> LoadedModel:
             "model",
             spec.name,
             file,
-            partial(load_model, spec.name, file.path, device, precision, packed=True),
+            partial(_load_extended, spec, file),
         )
     tokenizers = {
         name: part(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from terramind_cube.kernels import normalize
-from terramind_cube.modalities import LULC_CLASSES, MODALITIES, Statistics
+from terramind_cube.modalities import LULC_CLASSES, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,6 +42,8 @@ class InputLayer:
         Mean and standard deviation per band; None for class codes, which are not standardised.
     bands : tuple of int
         Places of the cube's bands among the modality's; absent ones count as their mean.
+    names : tuple of str
+        All bands of the modality.
     """
 
     modality: str
@@ -49,11 +51,12 @@ class InputLayer:
     nodata: float
     statistics: Statistics | None
     bands: tuple[int, ...]
+    names: tuple[str, ...]
 
     @property
     def channels(self) -> int:
-        """Bands of the modality."""
-        return len(MODALITIES[self.modality].bands)
+        """Number of the modality's bands."""
+        return len(self.names)
 
 
 class Source:

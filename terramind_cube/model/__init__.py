@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from terramind_cube.model.loading import load_model, load_tokenizer
+from terramind_cube.model.loading import extend_model, load_model, load_tokenizer
 
-__all__ = ["load_model", "load_tokenizer"]
+__all__ = ["extend_model", "load_model", "load_tokenizer"]

@@ -38,9 +38,12 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
+    from terramind_cube.modalities import Statistics
+
 __all__ = [
     "Precision",
     "choose_dtype",
+    "extend_model",
     "fill_untrained",
     "inspect_model_weights",
     "inspect_tokenizer_weights",
@@ -108,6 +111,32 @@ def load_model(
     return _finish(model, place, path, packed)
 
 
+def extend_model(model: TerraMind, modality: str, statistics: Statistics) -> None:
+    """Give a model a fresh patch embedding for pixels of a modality of your own.
+
+    Its weights are fixed numbers of the size of trained ones; they wait for fine-tuning. The rest
+    of the model is as it was.
+
+    Parameters
+    ----------
+    model : TerraMind
+    modality : str
+        A new name, under which `TerraMind.encode` then takes pixels (B, C, H, W).
+    statistics : Statistics
+        Mean and standard deviation of the C bands.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+    """
+    description = model.description.with_modality(modality, statistics)
+    model.extend(description)
+    key = description.raw_inputs[-1].key
+    fill_untrained(model, (f"encoder_embeddings.{key}.",))
+    _finish(model.encoder_embeddings[key], model.mask_token.device, None, packed=False)
+
+
 def load_tokenizer(
     modality: str,
     weights: str | PathLike[str] | None = None,
@@ -163,7 +192,7 @@ def _provide_part(
         fill_untrained(tokenizer, PARTS_TENSORS[part])
     else:
         _fill(tokenizer, path)
-    tokenizer.cast(part, dtype)
+    tokenizer.cast(part, dtype, place)
     _finish(tokenizer, place, path, packed)
 
 

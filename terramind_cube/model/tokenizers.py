@@ -160,14 +160,13 @@ class Tokenizer(nn.Module):
         """Whether a half is in memory."""
         return part in self._modules
 
-    def cast(self, part: Part, dtype: torch.dtype) -> None:
-        """Let a half compute in a dtype; quantization and sums stay in float32."""
+    def cast(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
+        """Let a half compute in a dtype on a device; quantization and sums stay in float32."""
         half = self._modules[part]
         if isinstance(half, _ViT):
             half.cast(dtype)
         elif isinstance(half, UNet):
-            # Convolutions on CPUs and GPUs alike are fastest with the channels last.
-            half.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            half.cast(dtype, device)
 
     def require(self, *parts: Part) -> None:
         """Load halves that are not in memory yet."""

@@ -132,6 +132,13 @@ class TerraMind(nn.Module):
         kind = GatedMlp if self.description.mlp == "swiglu" else Mlp
         return kind(self.description.dim, self.description.mlp_hidden, self.description.bias)
 
+    def extend(self, description: ModelDescription) -> None:
+        """Take on a description with further pixels, whose embeddings are added unfilled."""
+        for raw in description.raw_inputs:
+            if raw.key not in self.encoder_embeddings:
+                self.encoder_embeddings[raw.key] = PixelEmbedding(description, raw.channels)
+        self.description = description
+
     def cast(self, dtype: torch.dtype) -> None:
         """Let the matrix products compute in a dtype; norms, sums and logits stay in float32."""
         for part in (self.encoder_embeddings, self.encoder, self.decoder):
@@ -250,6 +257,11 @@ class TerraMind(nn.Module):
             If the model generates no such grid; the nearest one is offered.
         """
         spaces = {row.modality: row for row in self.description.token_spaces if row.kind == "grid"}
+        space = self.description.token_space(target)
+        if space is not None and space.kind == "sequence":
+            raise ValueError(
+                f"{target!r} is a sequence, whose tokens follow one another: see model.sequences."
+            )
         if target not in spaces:
             raise ValueError(f"{target!r} cannot be generated: {nearest_name(target, spaces)}.")
         head = self.decoder_embeddings[spaces[target].key]

