@@ -86,7 +86,7 @@ class TerraMindAccessor:
         ----------
         outputs : sequence of str
             Modalities to generate, in this order: ``"S2L2A"``, ``"S1GRD"``, ``"S1RTC"``, ``"DEM"``,
-            ``"LULC"``, ``"NDVI"``, ``"Coordinates"``.
+            ``"LULC"``, ``"NDVI"``, ``"Coordinates"``, ``"Captions"``.
         inputs : sequence of str, or mapping of str to {"pixels", "tokens"}, optional
             Modalities to look at; by default every one of the cube whose pixels TerraMind takes and
             that is not generated. A mapping chooses for each whether the model sees its pixels or
@@ -169,7 +169,8 @@ class TerraMindAccessor:
             probability of the class; class 0 with a confidence is the model's own "no data".
             ``X_token_confidence`` (time, token_y, token_x) is the probability of the drawn tokens.
             ``Coordinates`` (time, tile_y, tile_x, candidate) is the probability of the most likely
-            quarter-degree cells, whose ``Coordinates_latitude`` and ``_longitude`` stand beside it.
+            quarter-degree cells, whose ``Coordinates_latitude`` and ``_longitude`` stand beside it;
+            of an ensemble, sequences are those of its first member.
 
         Raises
         ------

@@ -287,7 +287,8 @@ def generate(  # noqa: PLR0913  # the public surface
         from terramind_cube.cube.load import load_cube
         from terramind_cube.stac import open_catalog
         from terramind_cube.store.ledger import stored_batch
-    compute_batch = compute_batch or (stored_batch(out) if resume else None)
+    if resume and compute_batch is None:
+        compute_batch = stored_batch(out)
     options = room.Options(
         room.WeightsChoice(model, weights, tokenizers),
         room.Compute.choose(device, cast("Precision", precision), compute_batch, threads),

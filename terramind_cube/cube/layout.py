@@ -161,7 +161,7 @@ def read_layout(
         missing, or nothing usable is there.
     """
     geobox = read_geobox(cube)
-    found = _find_layers(cube)
+    found = _find_layers(cube, bands or {})
     rows = {**MODALITIES, **{n: _own_modality(cube, n, s) for n, s in (further or {}).items()}}
     found |= {name: _banded(rows[name], cube[name]) for name in further or ()}
     if inputs is None:
@@ -230,7 +230,7 @@ def _times(cube: xr.Dataset) -> NDArray[np.datetime64]:
     return cube["time"].values.astype("datetime64[ns]")
 
 
-def _find_layers(cube: xr.Dataset) -> dict[str, xr.DataArray]:
+def _find_layers(cube: xr.Dataset, subsets: Mapping[str, Sequence[str]]) -> dict[str, xr.DataArray]:
     """Return a (time, band, y, x) or (band, y, x) array per modality, in the table's order."""
     found = {}
     for modality in MODALITIES.values():
@@ -238,7 +238,7 @@ def _find_layers(cube: xr.Dataset) -> dict[str, xr.DataArray]:
         if modality.kind != "sequence" and modality.name in cube.data_vars:
             found[modality.name] = _banded(modality, cube[modality.name])
     if not any(name in found for name in ("S2L2A", "S2L1C")):
-        found |= _stacked_bands(cube)
+        found |= _stacked_bands(cube, subsets)
     return found
 
 
@@ -263,19 +263,24 @@ def _banded(modality: Modality, data: xr.DataArray) -> xr.DataArray:
     return data.transpose(*order)
 
 
-def _stacked_bands(cube: xr.Dataset) -> dict[str, xr.DataArray]:
+def _stacked_bands(
+    cube: xr.Dataset, subsets: Mapping[str, Sequence[str]]
+) -> dict[str, xr.DataArray]:
     """Stack Sentinel-2 variables named by band, as `odc.stac.load` gives them.
+
+    All bands must be there, or those of a subset.
 
     Sentinel-1 bands are not taken this way: whether `vv` is linear or in dB, terrain corrected or
     not, cannot be seen from its name.
     """
     for name in ("S2L1C", "S2L2A"):
         modality = MODALITIES[name]
-        if all(band in cube.data_vars for band in modality.bands):
-            bands = [cube[band] for band in modality.bands]
+        wanted = [band for band in modality.bands if band in subsets.get(name, modality.bands)]
+        if wanted and all(band in cube.data_vars for band in wanted):
+            bands = [cube[band] for band in wanted]
             stacked = xr.concat(
                 bands, dim="band", coords="minimal", compat="override", combine_attrs="drop"
-            ).assign_coords(band=list(modality.bands))
+            ).assign_coords(band=wanted)
             return {name: _banded(modality, stacked)}
     return {}
 

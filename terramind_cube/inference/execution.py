@@ -59,22 +59,21 @@ def run_group(
     for source in sources:
         source.pad(tiles[-1][0] + tile_px - window.y0, tiles[-1][1] + tile_px - window.x0)
     usable = [tile for tile in tiles if touches_data(sources, window, tile, tile_px)]
-    collectors = plan.collectors(region)
-    if usable:
-        size = plan.spec.compute.batch
+    size = plan.spec.compute.batch
+    # One task at a time holds the model, its buffers and the sums of its tiles.
+    with acquire(plan.spec, loads=bool(usable)) as loaded:
+        collectors = plan.collectors(region)
         buffers = InputBuffers(sources, (window.y0, window.x0), size, tile_px)
-        with acquire(plan.spec) as loaded:
-            for first in range(0, len(usable), size):
-                batch = Batch(buffers, tuple(usable[first : first + size]), size, time)
-                for slot, tile in enumerate(batch.tiles):
-                    buffers.fill(slot, tile)
-                try:
-                    found = list(plan.run(loaded, batch))
-                except torch.OutOfMemoryError as error:
-                    raise explain_memory(error, plan) from error
-                for tile, values in zip(batch.tiles, found, strict=True):
+        for first in range(0, len(usable), size):
+            batch = Batch(buffers, tuple(usable[first : first + size]), size, time)
+            for slot, tile in enumerate(batch.tiles):
+                buffers.fill(slot, tile)
+            try:
+                for tile, values in zip(batch.tiles, plan.run(loaded, batch), strict=True):
                     for name, collector in collectors.items():
                         collector.add(tile, values[name])
+            except torch.OutOfMemoryError as error:
+                raise explain_memory(error, plan) from error
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, collector in collectors.items():
         is_valid = np.any([masks[i] for i in plan.sources_of(name)], axis=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -137,7 +137,9 @@ class Embedding(TilePlan):
         sequences = self.sequences.tensors(loaded, self.cut, batch.slots)
         embedded = loaded.model.embed(inputs)
         if sequences or self.thinking:
-            seen = {**inputs, **sequences}
+            # Fresh embeddings say nothing yet that is worth a thought.
+            known = {name: values for name, values in inputs.items() if name in MODALITIES}
+            seen = {**known, **sequences}
             thought = {} if self.thinking is None else self.thinking.think(loaded, batch, seen)
             # Sequences last: they have no cells to be merged.
             further = sorted({**thought, **sequences}.items(), key=lambda row: row[1].ndim == 2)
@@ -164,6 +166,13 @@ class Embedding(TilePlan):
             "terramind_layers": list(self.layers),
             "terramind_merge": str(self.merge),
         }
+        if self.sequences.caption is not None:
+            chosen["terramind_caption"] = self.sequences.caption
+        if self.spec.extensions:
+            chosen["terramind_new_modalities"] = [
+                f"{name}: mean {row.mean}, standard deviation {row.std}"
+                for name, row in self.spec.extensions
+            ]
         if self.thinking is not None:
             chosen["terramind_think"] = list(_names(self.thinking))
             chosen |= self.thinking.settings()
@@ -186,13 +195,15 @@ def plan_embedding(layout: CubeLayout, options: EmbedOptions) -> Embedding:
     """
     layers = [layer.modality.name for layer in layout.layers]
     think = check_outputs(options.think, "think") if options.think else ()
+    if think and not any(name in MODALITIES for name in layers):
+        raise ValueError("think needs an input that the model knows.")
     if CAPTIONS.name in think:
         raise ValueError("Captions condition nothing: do not think them.")
+    encoded = read_as_tokens(layers, options.forms)
     # What is there needs no thinking of.
-    present = (*read_as_tokens(layers, options.forms), *options.sequences.names)
-    think = tuple(name for name in think if name not in present)
+    think = tuple(name for name in think if name not in (*encoded, *options.sequences.names))
     needs = Needs(
-        encoded=read_as_tokens(layers, options.forms),
+        encoded=encoded,
         sequences=split_sequences(think, options.sequences),
     )
     spec, description = choose_model(options.weights, needs, options.compute)
@@ -354,15 +365,18 @@ class Reconstruction(TilePlan):
         for slot in range(len(batch.tiles)):
             yield {name: values[slot][None] for name, values in found.items()}
 
+    def for_trial(self) -> Reconstruction:
+        """Return the plan with few diffusion steps."""
+        steps = min(self.diffusion.steps, 2)
+        return replace(self, diffusion=replace(self.diffusion, steps=steps))
+
     def provenance(self) -> dict[str, Any]:
         """Return the attributes that every variable carries."""
-        how = self.diffusion
-        text = f"{how.sampler}, {how.steps} steps, clamp={how.clamp}"
         return {
             "terramind_generated": "true",
             **super().provenance(),
             "terramind_seed": str(self.seed),
-            "terramind_decoder": text,
+            "terramind_decoder": self.diffusion.describe(),
         }
 
 

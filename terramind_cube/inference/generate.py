@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,13 @@ from terramind_cube.inference.variables import (
     image_variables,
     sequence_variables,
 )
-from terramind_cube.modalities import CAPTIONS, MODALITIES, Statistics, find_modality
+from terramind_cube.modalities import (
+    CAPTIONS,
+    LULC_CLASSES,
+    MODALITIES,
+    Statistics,
+    find_modality,
+)
 from terramind_cube.model.conditions import Conditions, Guidance
 from terramind_cube.model.decoding import Decoding
 from terramind_cube.model.diffusion import Sampler, noise_levels
@@ -67,6 +73,10 @@ class Diffusion:
         noise_levels(self.steps, self.sampler)
         if self.clamp not in CLAMPS:
             raise ValueError(f"Unknown clamp {self.clamp!r}: 'physical', 'released' or None.")
+
+    def describe(self) -> str:
+        """Return the choices in one line."""
+        return f"{self.sampler}, {self.steps} steps, clamp={self.clamp}"
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,20 @@ class Generation(TilePlan):
                 rows.append(confidence_variable(name))
         return tuple(rows)
 
+    def for_trial(self) -> Generation:
+        """Return the plan with one sample and few diffusion steps."""
+        diffusion = replace(self.diffusion, steps=min(self.diffusion.steps, 2))
+        return replace(self, ensemble=Ensemble(), diffusion=diffusion)
+
+    def sums_per_row_px(self) -> int:
+        """Return the bytes of the sums of all samples, and of two copies while they settle."""
+        bands = sum(
+            len(LULC_CLASSES) if target.statistics is None else len(target.statistics.mean)
+            for target in self.targets
+            if target.is_decoded and target.levels
+        )
+        return 3 * 4 * self.ensemble.samples * bands
+
     def collectors(self, region: Region) -> dict[str, Collector]:
         """Return a collector per output, and one per token confidence."""
         grid = self.grid
@@ -196,6 +220,7 @@ class Generation(TilePlan):
             **self.sequences.tensors(loaded, self.cut, batch.slots),
         }
         conditions = Conditions.of_inputs(loaded.model, inputs, self.guidance)
+        conditions.keeps_logits = self.ensemble.samples > 1
         found: dict[str, list[NDArray[Any]]] = {}
         for sample in range(self.ensemble.samples):
             run = Sample(self, loaded, batch, sample)
@@ -214,7 +239,7 @@ class Generation(TilePlan):
         """Return the choices that decide the values."""
         decoding, sampling = self.decoding, self.decoding.sampling
         drawn = (
-            f"temperature={sampling.temperature:g}, top_p={sampling.top_p:g}, "
+            f"temperature={float(sampling.temperature)!r}, top_p={float(sampling.top_p)!r}, "
             f"top_k={sampling.top_k}"
         )
         how = "one step"
@@ -225,22 +250,19 @@ class Generation(TilePlan):
             )
         text = f"{how}, {drawn}" + (", expected codes" if decoding.is_soft else "")
         chosen: dict[str, Any] = {"terramind_seed": str(self.seed), "terramind_sampler": text}
-        diffusion = self.diffusion
         if any(find_modality(name).kind == "image" for name in self.outputs):
-            chosen["terramind_decoder"] = (
-                f"{diffusion.sampler}, {diffusion.steps} steps, clamp={diffusion.clamp}"
-            )
+            chosen["terramind_decoder"] = self.diffusion.describe()
         if self.ensemble.samples > 1:
             chosen["terramind_samples"] = self.ensemble.samples
         if self.guidance.groups:
             chosen["terramind_guidance"] = [
-                f"{'+'.join(names)}:{weight:g}" for names, weight in self.guidance.groups
+                f"{'+'.join(names)}:{weight!r}" for names, weight in self.guidance.groups
             ]
         if self.sequences.caption is not None:
             chosen["terramind_caption"] = self.sequences.caption
         seen = [target.name for target in self.targets if target.conditions]
         if seen:
-            chosen["terramind_chain"] = seen
+            chosen["terramind_run_chain"] = seen
         return chosen
 
     def provenance(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.array.core import normalize_chunks
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import DataNode, List, Task, TaskRef
@@ -21,6 +22,7 @@ from odc.geo.xr import xr_coords
 from terramind_cube.grid import Region, regions
 from terramind_cube.inference.collect import cell_region, tile_range
 from terramind_cube.inference.execution import run_group
+from terramind_cube.inference.plan import GROUP_PX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -166,17 +168,23 @@ def _lattice_coords(plan: TilePlan, variables: Sequence[OutputVariable]) -> dict
 
 
 def _as_dask(data: xr.DataArray) -> da.Array:
-    """Return the data's Dask array; of data in memory one chunk that is the array itself.
+    """Return the data's Dask array; of data in memory one whose chunks are views of it.
 
-    `dask.array.from_array` would copy it.
+    `dask.array.from_array` would copy them; one chunk would go to a worker with every group.
     """
     if isinstance(data.data, da.Array):
         return data.data
     values = data.values
     name = f"cube-{tokenize(values)}"
-    chunks = tuple((length,) for length in values.shape)
-    key = (name, *(0 for _ in values.shape))
-    return da.Array({key: DataNode(key, values)}, name, chunks, dtype=values.dtype)
+    sides = (*(1 for _ in values.shape[:-3]), -1, GROUP_PX, GROUP_PX)
+    chunks = normalize_chunks(sides, values.shape)
+    edges = [np.cumsum((0, *sizes)).tolist() for sizes in chunks]
+    tasks = {}
+    for index in np.ndindex(*map(len, chunks)):
+        place = tuple(slice(edge[i], edge[i + 1]) for edge, i in zip(edges, index, strict=True))
+        key = (name, *index)
+        tasks[key] = DataNode(key, values[place])
+    return da.Array(tasks, name, chunks, dtype=values.dtype)
 
 
 def _group_task(

@@ -153,9 +153,18 @@ class TilePlan(ABC):
         chunk = self.cut.chunk_px
         count = max(1, GROUP_PX // chunk)
         per_px = sum(variable.bytes_per_px(self.grid.y.patch_px) for variable in self.variables())
+        per_px += self.sums_per_row_px() * self.grid.y.tile_px / max(1, GROUP_PX)
         while count > 1 and per_px * (count * chunk) ** 2 > GROUP_BYTES:
             count -= 1
         return count * chunk
+
+    def for_trial(self) -> TilePlan:
+        """Return a shorter run that takes as much memory on the device."""
+        return self
+
+    def sums_per_row_px(self) -> int:
+        """Return the bytes, per pixel of a row of tiles, that blending takes."""
+        return 0
 
     def groups(self) -> tuple[Region, ...]:
         """Return the regions that are computed as one task each."""

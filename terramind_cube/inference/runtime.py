@@ -6,6 +6,7 @@ The specification travels in the graph; the model never does.
 from __future__ import annotations
 
 import threading
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from terramind_cube.modalities import MODALITIES, V1_STATISTICS
 from terramind_cube.model.loading import (
     Precision,
+    choose_dtype,
     extend_model,
     inspect_model_weights,
     inspect_tokenizer_weights,
@@ -84,7 +87,7 @@ class Compute:
     ----------
     device : str
         Such as "cpu" or "cuda".
-    precision : {"float32", "bfloat16", "auto"}
+    precision : {"float32", "bfloat16"}
     batch : int
         Tiles per forward pass; short batches are padded to it. 0 until a trial has chosen it.
     threads : int
@@ -117,8 +120,9 @@ class Compute:
             raise ValueError(f"device {chosen!r}: give one of {', '.join(COMPUTE_BATCH)}.")
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {chosen!r}: torch sees no CUDA device; use device='cpu'.")
-        if precision not in ("float32", "bfloat16", "auto"):
-            raise ValueError(f"Unknown precision {precision!r}: float32, bfloat16 or auto.")
+        # Resolved once: workers of other kinds must not choose for themselves, nor a resumed run.
+        is_half = choose_dtype(precision, torch.device(chosen)) == torch.bfloat16
+        precision = "bfloat16" if is_half else "float32"
         threads = torch.get_num_threads() if threads is None else threads
         if threads < 1 or (batch is not None and batch < 1):
             raise ValueError(f"compute_batch={batch} and threads={threads} must be at least 1.")
@@ -282,14 +286,20 @@ def _choose_vocabularies(
             )
         file = WeightsFile(None, "bundled")
         if name in given:
-            path = Path(given[name])
+            path = Path(given[name]).expanduser().absolute()
             if not path.is_file():
-                raise FileNotFoundError(f"No vocabulary of {name} at {path.absolute()}.")
+                raise FileNotFoundError(f"No vocabulary of {name} at {path}.")
             file = WeightsFile(str(path), file_sha256(path))
         elif name == "Captions":
             raise ValueError(
                 "Captions need a vocabulary: give vocabularies={'Captions': path} with the "
                 "WordPiece file of the model."
+            )
+        elif choice.weights == "pretrained":
+            warnings.warn(
+                f"{name}: the bundled vocabulary need not be that of the released weights; give "
+                f"vocabularies={{{name!r}: path}} with the file that was released with them.",
+                stacklevel=2,
             )
         _load_vocabulary(name, file).check_fits(space.vocabulary)
         chosen.append((name, file))
@@ -311,6 +321,13 @@ def _check_tokens(model: ModelDescription, tokenizer: TokenizerDescription) -> N
         )
     theirs = (tokenizer.vocabulary, tokenizer.patch_px)
     ours = (space.vocabulary, model.patch_px)
+    if theirs == ours and MODALITIES[tokenizer.modality].kind == "image":
+        name = tokenizer.modality
+        if (tokenizer.statistics or V1_STATISTICS[name]) != model.statistics[name]:
+            raise ValueError(
+                f"{model.name} and the {name} tokenizer were trained with different means and "
+                "standard deviations: give weights that belong together."
+            )
     if theirs != ours:
         raise ValueError(
             f"{model.name} and the {tokenizer.modality} tokenizer speak different tokens: "
@@ -325,8 +342,8 @@ _devices: dict[str, threading.Lock] = {}
 
 
 @contextmanager
-def acquire(spec: ModelSpec) -> Iterator[LoadedModel]:
-    """Lend the process's copy of a model to one task at a time.
+def acquire(spec: ModelSpec, *, loads: bool = True) -> Iterator[LoadedModel]:
+    """Lend the process's copy of a model to one task at a time; of nothing, unless it `loads`.
 
     A lock rather than a copy per thread: one operation already uses every thread it was given, and
     memory stays that of one batch.
@@ -337,7 +354,8 @@ def acquire(spec: ModelSpec) -> Iterator[LoadedModel]:
         If a file is no longer the one that was chosen.
     """
     with _loading:
-        loaded = _assemble(spec)
+        nothing = LoadedModel(None, {}, {}, torch.device(spec.compute.device))
+        loaded = _assemble(spec) if loads else nothing
         lock = _devices.setdefault(spec.compute.device, threading.Lock())
     with lock:
         # Dask's workers set other thread counts; the same count everywhere keeps the bytes.

@@ -12,7 +12,7 @@ from terramind_cube.inference.sequences import place_ids
 from terramind_cube.modalities import CAPTIONS, MODALITIES
 from terramind_cube.model.decoding import generate_grid
 from terramind_cube.model.quantizer import FiniteScalarQuantizer
-from terramind_cube.model.sequences import STOP, generate_sequence, rank_coordinates
+from terramind_cube.model.sequences import generate_sequence, rank_coordinates
 from terramind_cube.noise import NoiseStream, normal_image, uniform_cells
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Sample:
     ) -> Iterator[tuple[Target, Tensor, dict[str, NDArray[Any]]]]:
         """Yield each target with its token ids and, if it is decoded, its values."""
         for target in self.plan.targets:
+            if not target.levels and self.sample and not target.conditions:
+                continue  # of sequences the first sample is kept
             if not target.levels:
                 is_text = target.name == CAPTIONS.name
                 values, ids = (self._captions if is_text else self._coordinates)(conditions)
@@ -96,7 +98,8 @@ class Sample:
 
         ids = generate_sequence(
             conditions, CAPTIONS.name, self.plan.decoding.sampling, draw,
-            max_length=CAPTIONS.max_length or 1, stops=(STOP, words.eos),
+            max_length=CAPTIONS.max_length or 1, start=words.sentinels[1],
+            stops=(words.sentinels[2], words.eos),
         )  # fmt: skip
         texts = np.array([[words.decode(row)] for row in ids.cpu().numpy()], object)
         return texts, ids
@@ -105,7 +108,9 @@ class Sample:
         """Return probability, latitude, longitude (B, 3, k) and the ids of the best cell (B, 3)."""
         vocabulary: Any = self.loaded.vocabularies["Coordinates"]
         tables = (vocabulary.latitude_ids, vocabulary.longitude_ids)
-        cells = rank_coordinates(conditions, tables, count=self.plan.candidates)
+        cells = rank_coordinates(
+            conditions, tables, count=self.plan.candidates, start=vocabulary.start
+        )
         rows, cols = cells.latitude.cpu().numpy(), cells.longitude.cpu().numpy()
         values = np.stack(
             [cells.probability.cpu().numpy(), vocabulary.latitudes[rows],

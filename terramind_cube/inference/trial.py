@@ -60,14 +60,17 @@ def with_batch(plan: Plan) -> Plan:
     if plan.spec.compute.batch:
         return plan
 
-    def sized(batch: int) -> Plan:
-        compute = dataclasses.replace(plan.spec.compute, batch=batch)
-        return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, compute=compute))
-
     def attempt(batch: int) -> None:
-        run_blank(sized(batch))
+        run_blank(_sized(plan.for_trial(), batch))
 
-    return sized(largest_batch(attempt))
+    # A batch beyond the area's tiles would be padding; the tiles do not depend on the chunks.
+    enough = 1 << (plan.grid.tile_count - 1).bit_length()
+    return _sized(plan, largest_batch(attempt, min(LARGEST, enough)))
+
+
+def _sized(plan: Plan, batch: int) -> Plan:
+    compute = dataclasses.replace(plan.spec.compute, batch=batch)
+    return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, compute=compute))
 
 
 def run_blank(plan: TilePlan) -> None:

@@ -107,6 +107,7 @@ class Conditions:
         self.model = model
         self.embedded = tuple(embedded)
         self.guidance = guidance
+        self.keeps_logits = True
         self._logits: dict[str, Tensor] = {}
 
     @classmethod
@@ -155,17 +156,19 @@ class Conditions:
     def logits(self, target: str, positions: Tensor | None = None) -> Tensor:
         """Return the guided logits of a target's positions, (B, n, V); see `TerraMind.decode`.
 
-        Those of all positions are kept: an ensemble draws from them again and again.
+        Those of all positions are kept, unless `keeps_logits` is off: an ensemble draws from them
+        again and again.
         """
         if positions is not None:
             return self.combine(
                 [self.model.decode(one, target, positions) for one in self.encodings]
             )
-        if target not in self._logits:
-            self._logits[target] = self.combine(
-                [self.model.decode(one, target) for one in self.encodings]
-            )
-        return self._logits[target]
+        if target in self._logits:
+            return self._logits[target]
+        logits = self.combine([self.model.decode(one, target) for one in self.encodings])
+        if self.keeps_logits:
+            self._logits[target] = logits
+        return logits
 
     def combine(self, logits: Sequence[Tensor]) -> Tensor:
         """Return the guided logits from those of every condition."""

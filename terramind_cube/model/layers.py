@@ -135,11 +135,13 @@ class KeyValueCache:
         return keys, values
 
     def repeat(self, times: int) -> None:
-        """Repeat every row of the batch, for several continuations of each."""
-        self.own, self.context = (
-            pair and (pair[0].repeat_interleave(times, 0), pair[1].repeat_interleave(times, 0))
-            for pair in (self.own, self.context)
-        )
+        """Repeat every row of the batch, for several continuations of each next to one another.
+
+        The context is not repeated: the continuations of a row share it.
+        """
+        if self.own is not None:
+            keys, values = self.own
+            self.own = keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0)
 
 
 class Attention(nn.Module):
@@ -178,7 +180,7 @@ class CrossAttention(nn.Module):
         """Attend from x (B, N, D) to a projected context; returns (B, N, D)."""
         k, v = projected
         if k.shape[2] == 0:  # unconditional: there is nothing to attend to
-            return torch.zeros_like(x)
+            return self.proj(torch.zeros_like(x))  # type: ignore[no-any-return]
         attended = attend(_split_heads(self.q(x), self.heads), k, v)
         return self.proj(_merge_heads(attended))  # type: ignore[no-any-return]
 
@@ -226,7 +228,9 @@ class DecoderBlock(nn.Module):
             if cache:
                 cache.context = projected
         x = x + self.self_attn(self.norm1(x), cache)
-        x = x + self.cross_attn(self.query_norm(x), projected)
+        # Continuations of one sequence are queries to one context.
+        queries = self.query_norm(x).reshape(len(projected[0]), -1, x.shape[-1])
+        x = x + self.cross_attn(queries, projected).reshape(x.shape)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 

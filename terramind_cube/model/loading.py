@@ -162,7 +162,8 @@ def load_tokenizer(
     -------
     Tokenizer
         In evaluation mode, with `latent`, `tokenize` and `decode`. Encoder and decoder are read
-        from the file when they are first used.
+        from the file when they are first used, and then stand on `device`: to move or to train
+        them, call ``require("encoder", "decoder")`` first.
 
     Raises
     ------
@@ -177,14 +178,21 @@ def load_tokenizer(
         name = f"the {modality} tokenizer"
         path = resolve_weights(weights, pretrained=description.pretrained, name=name)
         description = inspect_tokenizer_weights(modality, path, family=family)
-    provide = partial(_provide_part, path, (place, dtype, packed))
+    stamp = None if path is None else _stamp(path)
+    provide = partial(_provide_part, path, stamp, (place, dtype, packed))
     return Tokenizer(description, parts=(), provide=provide).eval()
 
 
 def _provide_part(
-    path: Path | None, how: tuple[torch.device, torch.dtype, bool], tokenizer: Tokenizer, part: Part
+    path: Path | None,
+    stamp: tuple[int, int] | None,
+    how: tuple[torch.device, torch.dtype, bool],
+    tokenizer: Tokenizer,
+    part: Part,
 ) -> None:
     """Build one half of a tokenizer and fill it."""
+    if path is not None and _stamp(path) != stamp:
+        raise WeightsError(f"{path} was replaced since it was chosen. Load it anew.")
     place, dtype, packed = how
     with torch.device("cpu" if path is None else "meta"):
         tokenizer.build(part)

@@ -102,6 +102,7 @@ def rank_coordinates(
     *,
     count: int,
     beam: int = 32,
+    start: int = START,
 ) -> CoordinateCells:
     """Rank cells by ``p(latitude) * p(longitude | latitude)``.
 
@@ -115,6 +116,8 @@ def rank_coordinates(
         Cells to return.
     beam : int
         The most probable latitudes, whose longitudes are looked at.
+    start : int
+        Id of the sentinel that a sequence starts with.
 
     Returns
     -------
@@ -125,8 +128,8 @@ def rank_coordinates(
     batch = len(decoder.contexts[0])
     latitudes, longitudes = (torch.tensor(table, device=device) for table in tables)
     beam = min(beam, len(latitudes))
-    start = torch.full((batch,), START, device=device)
-    first = _log_share(decoder.step(start), latitudes).topk(beam, dim=1)
+    begin = torch.full((batch,), start, device=device)
+    first = _log_share(decoder.step(begin), latitudes).topk(beam, dim=1)
     decoder.repeat(beam)
     chosen = latitudes[first.indices].clamp_min(0).flatten()
     second = _log_share(decoder.step(chosen), longitudes)
@@ -150,6 +153,7 @@ def generate_sequence(
     draw: Callable[[int, int], Tensor],
     *,
     max_length: int,
+    start: int = START,
     stops: tuple[int, ...] = (STOP,),
 ) -> Tensor:
     """Draw a sequence token by token.
@@ -164,6 +168,8 @@ def generate_sequence(
         Returns uniform numbers (B, width) for a step, called as ``draw(step, width)``.
     max_length : int
         Tokens at most.
+    start : int
+        Id of the sentinel that a sequence starts with.
     stops : tuple of int
         Ids after which a sequence is over.
 
@@ -174,7 +180,7 @@ def generate_sequence(
     """
     decoder = SequenceDecoder(conditions, target)
     device = decoder.contexts[0].device
-    ids = torch.full((len(decoder.contexts[0]),), START, device=device)
+    ids = torch.full((len(decoder.contexts[0]),), start, device=device)
     is_over = torch.zeros_like(ids, dtype=torch.bool)
     ends = torch.tensor(stops, device=device)
     found = []

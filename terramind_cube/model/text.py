@@ -79,8 +79,8 @@ class CoordinateVocabulary(_Vocabulary):
         Of the tokens, from -90 to 90 and from -180 to 180, all included.
     latitude_ids, longitude_ids : numpy.ndarray, (721,) and (1441,) int64
         Their ids, in the same order; -1 where the file lacks one.
-    eos : int
-        Id of the end of a sequence.
+    eos, start : int
+        Ids of the end of a sequence, and of the sentinel with which a generated one starts.
     size : int
         Largest id of the file, of a place or not, plus one.
     sha256 : str
@@ -100,6 +100,8 @@ class CoordinateVocabulary(_Vocabulary):
         self.latitude_ids: Final = ids[: len(_LATITUDES)]
         self.longitude_ids: Final = ids[len(_LATITUDES) : -1]
         self.eos: Final = int(ids[-1])
+        start = _single_id(tokenizer, "[S_1]")
+        self.start: Final = _SPECIALS.index("[S_1]") if start is None else start
         # A vocabulary made from data may lack cells without data, never most of an axis.
         axes = (self.latitude_ids, self.longitude_ids)
         if self.eos < 0 or min((axis >= 0).mean() for axis in axes) < 0.5:

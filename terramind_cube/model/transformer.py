@@ -196,6 +196,11 @@ class TerraMind(nn.Module):
         ValueError
             If a modality is unknown or its tensor has the wrong rank, channels or size.
         """
+        for name, values in inputs.items():
+            ids = values.ids if isinstance(values, VisibleTokens) else values
+            space = self.description.token_space(name)
+            if space is not None and ids.device.type != "cpu" and not ids.is_floating_point():
+                self._check_range(name, ids, space.vocabulary)
         return self.encode_embedded(self.embed(inputs))
 
     @torch.inference_mode()
@@ -312,14 +317,18 @@ class TerraMind(nn.Module):
             raise ValueError(f"The model knows no tokens of {name!r}; give float pixels.")
         if ids.ndim != rank:
             raise ValueError(f"{name}: expected ids of rank {rank}, got {tuple(ids.shape)}.")
-        # Reading ids back from an accelerator would stall it; there they come from this package.
-        is_here = ids.device.type == "cpu" and ids.numel() > 0
-        if is_here and not 0 <= int(ids.min()) <= int(ids.max()) < space.vocabulary:
+        # Reading ids back from an accelerator would stall it: `encode_inputs` does it all the same.
+        if ids.device.type == "cpu":
+            self._check_range(name, ids, space.vocabulary)
+        return space.key
+
+    @staticmethod
+    def _check_range(name: str, ids: Tensor, vocabulary: int) -> None:
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
             raise ValueError(
-                f"{name}: token ids must lie in 0 .. {space.vocabulary - 1}, "
+                f"{name}: token ids must lie in 0 .. {vocabulary - 1}, "
                 f"got {int(ids.min())} .. {int(ids.max())}."
             )
-        return space.key
 
     def common_grid(self, inputs: Mapping[str, Input]) -> tuple[int, int]:
         """Return rows and columns of the token grid that all images share.

@@ -144,9 +144,12 @@ class ModelDescription:
         ValueError
             If the name is taken.
         """
-        if modality in MODALITIES or self.raw_input(modality) is not None:
-            raise ValueError(f"{modality!r} is a modality already: choose another name.")
         key = f"untok_{modality.lower()}@{self.tile_px}"
+        is_taken = modality in MODALITIES or any(key == row.key for row in self.raw_inputs)
+        if is_taken or "." in modality:
+            raise ValueError(
+                f"{modality!r} is a name of the model's own, or holds a dot: choose another one."
+            )
         raw = RawInput(modality, key, len(statistics.mean))
         return dataclasses.replace(
             self,

@@ -95,7 +95,7 @@ def test_what_is_thought_of_conditions_like_a_link_of_a_chain(compute, decoding_
     assert set(thought.data_vars) == {"DEM", "DEM_token_confidence"}
     assert_same(thought, chained, *thought.data_vars)
     assert not is_same(thought.DEM, compute("DEM", **settings).DEM)
-    assert thought.DEM.attrs["terramind_chain"] == ["NDVI"]
+    assert thought.DEM.attrs["terramind_run_chain"] == ["NDVI"]
 
 
 def test_a_thought_needs_no_tokenizer_and_places_can_be_thought_of(compute, small_weights):

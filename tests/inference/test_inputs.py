@@ -10,10 +10,12 @@ from pyproj import Transformer
 from small import make_cube, tokenizers, write_captioned
 
 from terramind_cube.accessor import TerraMindAccessor
+from terramind_cube.inference import read_fingerprint
 from terramind_cube.modalities import V1_STATISTICS, standardize
 from terramind_cube.model import load_model, load_tokenizer
 from terramind_cube.model.text import CoordinateVocabulary
 from terramind_cube.model.transformer import TerraMind
+from terramind_cube.model.variants import MODELS
 from terramind_cube.testing import assert_lazy
 
 
@@ -327,3 +329,39 @@ def test_captions_need_the_models_vocabulary(generate, cube, captioned, tmp_path
     (tmp_path / "long.txt").write_text("\n".join([words, *map(str, range(50))]))
     with pytest.raises(ValueError, match="the model's table has 12 rows"):
         generate(cube, "LULC", vocabularies={"Captions": tmp_path / "long.txt"}, **settings)
+
+
+def test_a_subset_of_bands_that_stand_alone_is_enough(small_weights):
+    cube = make_cube(64, 64, modalities=("S2L2A",), times=1)
+    chosen = ["B02", "B04", "B08"]
+    apart = cube.S2L2A.to_dataset("S2L2A_band")[chosen].assign_coords(cube.coords)
+    settings = {**small_weights, "bands": {"S2L2A": chosen}, "threads": 1, "overlap": 16}
+    together = TerraMindAccessor(cube).generate(["LULC"], **settings).compute()
+    alone = TerraMindAccessor(apart.drop_vars("S2L2A_band")).generate(["LULC"], **settings)
+    np.testing.assert_array_equal(alone.LULC, together.LULC)
+
+
+@pytest.mark.parametrize("name", ["dem", "S2L2A", "ndvi.v1"])
+def test_names_of_ones_own_never_take_over_an_embedding(name):
+    with pytest.raises(ValueError, match="a name of the model's own, or holds a dot"):
+        MODELS["terramind_v1_tiny"].with_modality(name, V1_STATISTICS["DEM"])
+
+
+def test_an_array_in_memory_becomes_views_not_one_chunk(monkeypatch):
+    from terramind_cube.inference import mapping
+
+    monkeypatch.setattr(mapping, "GROUP_PX", 48)
+    cube = make_cube(100, 90, modalities=("S2L2A",), times=2)
+    array = mapping._as_dask(cube.S2L2A)
+    assert array.chunks == ((1, 1), (12,), (48, 48, 4), (48, 42))
+    first = next(iter(array.dask.values()))
+    assert np.shares_memory(first(), cube.S2L2A.values)
+    np.testing.assert_array_equal(array.compute(), cube.S2L2A)
+
+
+def test_the_run_knows_which_precision_it_computes_in(small_weights):
+    cube = make_cube(64, 64, modalities=("S2L2A",), times=1)
+    result = TerraMindAccessor(cube).generate(
+        ["LULC"], **small_weights, precision="auto", overlap=16
+    )
+    assert read_fingerprint(result)["compute_precision"] in ("float32", "bfloat16")

@@ -176,8 +176,8 @@ def test_every_variable_says_where_it_comes_from(generate, cube):
         )
         assert attrs["terramind_decoder"] == "dpm++, 2 steps, clamp=released"
         assert attrs["terramind_samples"] == 2
-        assert attrs["terramind_guidance"] == ["DEM:2"]
-        assert attrs["terramind_chain"] == GRIDS
+        assert attrs["terramind_guidance"] == ["DEM:2.0"]
+        assert attrs["terramind_run_chain"] == GRIDS
 
 
 def test_coordinates_are_a_distribution_over_cells(everything):

@@ -88,14 +88,15 @@ def make_plan(small_weights, cube):
 
 
 def test_a_plan_without_a_batch_gets_the_one_that_fits(make_plan, monkeypatch):
-    device = Device(20)
+    device = Device(2)
     monkeypatch.setattr(trial, "run_blank", lambda plan: device.attempt(plan.spec.compute.batch))
     plan = make_plan(0, "LULC", "S1RTC")
-    assert device.tried == [64, 32, 16]
-    assert plan.spec.compute.batch == 16
+    # More than the four tiles of the area would be padding.
+    assert device.tried == [4, 2]
+    assert plan.spec.compute.batch == 2
     # Nothing else has changed.
-    assert plan == make_plan(16, "LULC", "S1RTC")
-    assert plan.fingerprint()["compute_batch"] == 16
+    assert plan == make_plan(2, "LULC", "S1RTC")
+    assert plan.fingerprint()["compute_batch"] == 2
 
 
 def test_a_plan_with_a_batch_is_not_tried(make_plan, monkeypatch):
@@ -120,14 +121,15 @@ def test_a_trial_runs_whole_batches_of_everything(make_plan, monkeypatch):
             yield values
 
     monkeypatch.setattr(generate.Generation, "run", spy)
-    monkeypatch.setattr(trial.largest_batch, "__defaults__", (4,))
     plan = make_plan(0, "LULC", "S1RTC", "Coordinates", ensemble=Ensemble(2), is_chained=True)
     assert plan.spec.compute.batch == 2
+    # One sample takes as much of the device as all of them.
+    assert plan.ensemble == Ensemble(2)
     shapes = {
-        "LULC": (2, 10, TILE_PX, TILE_PX),
-        "LULC_token_confidence": (2, 4, 4),
-        "S1RTC": (2, 2, TILE_PX, TILE_PX),
-        "S1RTC_token_confidence": (2, 4, 4),
+        "LULC": (1, 10, TILE_PX, TILE_PX),
+        "LULC_token_confidence": (1, 4, 4),
+        "S1RTC": (1, 2, TILE_PX, TILE_PX),
+        "S1RTC_token_confidence": (1, 4, 4),
         "Coordinates": (3, 5),
     }
     assert seen == [4, 2, shapes, shapes]
@@ -145,8 +147,9 @@ def test_embeddings_and_tokens_are_tried_too(small_weights, cube, monkeypatch):
             layout, WeightsChoice("terramind_nano"), compute, generate.Diffusion(), (32, 896), 0
         ),
     ]
-    assert [plan.spec.compute.batch for plan in plans] == [8, 8, 8]
-    assert device.tried == [64, 32, 16, 8] * 3
+    # The tiles of the tokenizers' own model are larger: one covers the area.
+    assert [plan.spec.compute.batch for plan in plans] == [4, 1, 1]
+    assert device.tried == [4, 1, 1]
 
 
 @pytest.mark.parametrize(

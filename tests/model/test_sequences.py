@@ -120,9 +120,8 @@ def test_the_cache_changes_nothing(nano, guidance):
             )
             attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + block.self_attn.proj(attended.transpose(1, 2).flatten(2))
-            if context.shape[1]:
-                kv = block.cross_attn.project(block.context_norm(context))
-                x = x + block.cross_attn(block.query_norm(x), kv)
+            kv = block.cross_attn.project(block.context_norm(context))
+            x = x + block.cross_attn(block.query_norm(x), kv)
             x = x + block.mlp(block.norm2(x))
         whole.append(head.to_logits(nano.decoder_norm(x)))
     torch.testing.assert_close(stepwise, inputs.combine(whole), rtol=0, atol=1e-4)

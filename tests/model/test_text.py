@@ -224,6 +224,7 @@ def test_a_file_may_lack_cells_until_they_are_needed(document, tmp_path):
         _write(tmp_path / "config.json", _without(document, lacking))
     )
     assert vocabulary.latitude_ids[0] == vocabulary.longitude_ids[0] == -1
+    assert vocabulary.start == CoordinateVocabulary.bundled().start == 5
     longitude, latitude = vocabulary.decode(vocabulary.encode([12.25, 180], [-3.5, 89.75]))
     np.testing.assert_array_equal([longitude, latitude], [[12.25, 180], [-3.5, 89.75]])
     with pytest.raises(ValueError, match=r"no token for the cell of 12.0 90.0"):

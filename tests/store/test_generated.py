@@ -179,7 +179,7 @@ def test_a_store_of_another_request_is_refused(whole, cube, settings):
     cube = TerraMindAccessor(cube)
     for changes, told in (
         ({"seed": 1}, 'terramind_seed: the store has "0", this run has "1"'),
-        ({"chain": True}, "terramind_chain: the store has nothing, this run has"),
+        ({"chain": True}, "terramind_run_chain: the store has nothing, this run has"),
         ({"n_samples": 3}, "terramind_samples: the store has 2, this run has 3"),
         ({"candidates": 4}, "layout.variables.Coordinates.shape"),
         ({"token_confidence": False}, "layout.variables.DEM_token_confidence"),
