@@ -239,7 +239,7 @@ class Generation(TilePlan):
         """Return the choices that decide the values."""
         decoding, sampling = self.decoding, self.decoding.sampling
         drawn = (
-            f"temperature={float(sampling.temperature)!r}, top_p={float(sampling.top_p)!r}, "
+            f"temperature={_exact(sampling.temperature)}, top_p={_exact(sampling.top_p)}, "
             f"top_k={sampling.top_k}"
         )
         how = "one step"
@@ -256,7 +256,7 @@ class Generation(TilePlan):
             chosen["terramind_samples"] = self.ensemble.samples
         if self.guidance.groups:
             chosen["terramind_guidance"] = [
-                f"{'+'.join(names)}:{weight!r}" for names, weight in self.guidance.groups
+                f"{'+'.join(names)}:{_exact(weight)}" for names, weight in self.guidance.groups
             ]
         if self.sequences.caption is not None:
             chosen["terramind_caption"] = self.sequences.caption
@@ -270,6 +270,11 @@ class Generation(TilePlan):
         attributes = super().provenance()
         attributes["terramind_inputs"] += self.sequences.names
         return {"terramind_generated": "true", **attributes, **self.settings()}
+
+
+def _exact(number: float) -> str:
+    """Spell a number so that no other one is spelt alike."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def plan_generation(layout: CubeLayout, outputs: Sequence[str], options: Options) -> Generation:

@@ -176,7 +176,7 @@ def test_every_variable_says_where_it_comes_from(generate, cube):
         )
         assert attrs["terramind_decoder"] == "dpm++, 2 steps, clamp=released"
         assert attrs["terramind_samples"] == 2
-        assert attrs["terramind_guidance"] == ["DEM:2.0"]
+        assert attrs["terramind_guidance"] == ["DEM:2"]
         assert attrs["terramind_run_chain"] == GRIDS
 
 
