@@ -12,6 +12,7 @@ import numpy as np
 
 from terramind_cube.grid import Region
 from terramind_cube.inference.blend import Blend, tile_weights
+from terramind_cube.inference.variables import image_variables
 from terramind_cube.modalities import LULC_CLASSES
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from terramind_cube.modalities import Modality, Statistics
 
     Arrays = dict[str, NDArray[np.generic]]
+    Place = tuple[Region, NDArray[np.float32]]
     Tile = tuple[int, int]
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "ImageCollector",
     "TileTable",
     "cell_region",
+    "raster_collector",
     "tile_range",
 ]
 
@@ -73,7 +76,33 @@ def _empty(variable: OutputVariable, shape: tuple[int, int]) -> NDArray[np.gener
     return np.full((*sizes, *shape), variable.fill_value, variable.dtype)
 
 
-class ImageCollector:
+class _Raster:
+    """What rasters have in common: arrays by variable, filled from a blend as rows are settled."""
+
+    def __init__(self, modality: Modality, ensemble: Ensemble, place: Place, channels: int) -> None:
+        region, weights = place
+        variables = image_variables(modality, ensemble)
+        self.modality = modality
+        self.arrays = {row.name: _empty(row, region.shape) for row in variables}
+        self.fill = {row.name: row.fill_value for row in variables}
+        self.blend = Blend(region, weights, (ensemble.samples, channels), self._settle)
+
+    def add(self, tile: Tile, values: NDArray[np.generic]) -> None:
+        """Add a tile; see `Collector`."""
+        self.blend.add(tile, values)  # type: ignore[arg-type]
+
+    def _settle(self, rows: slice, values: NDArray[np.float32]) -> None:
+        raise AssertionError("each kind of raster settles its own way")
+
+    def finish(self, is_valid: NDArray[np.bool_]) -> Arrays:
+        """Return the arrays; see `Collector`."""
+        self.blend.finish()
+        for name, array in self.arrays.items():
+            array[..., ~is_valid] = self.fill[name]
+        return self.arrays
+
+
+class ImageCollector(_Raster):
     """A continuous raster: the blended mean over samples, its spread, the samples.
 
     Tiles are standardised images (samples, C, H, W); with `is_bounded` the values stay within the
@@ -84,25 +113,15 @@ class ImageCollector:
         self,
         modality: Modality,
         statistics: Statistics,
-        variables: Sequence[OutputVariable],
         ensemble: Ensemble,
-        place: tuple[Region, NDArray[np.float32]],
+        place: Place,
         *,
         is_bounded: bool,
     ) -> None:
-        region, weights = place
-        self.modality = modality
+        super().__init__(modality, ensemble, place, len(modality.bands))
         self.bounds = modality.valid_range if is_bounded else None
         self.mean = np.array(statistics.mean, np.float32)[:, None, None]
         self.std = np.array(statistics.std, np.float32)[:, None, None]
-        self.arrays = {row.name: _empty(row, region.shape) for row in variables}
-        self.fill = {row.name: row.fill_value for row in variables}
-        shape = (ensemble.samples, len(modality.bands))
-        self.blend = Blend(region, weights, shape, self._settle)
-
-    def add(self, tile: Tile, values: NDArray[np.generic]) -> None:
-        """Add a tile; see `Collector`."""
-        self.blend.add(tile, values)  # type: ignore[arg-type]
 
     def _settle(self, rows: slice, values: NDArray[np.float32]) -> None:
         name = self.modality.name
@@ -123,61 +142,50 @@ class ImageCollector:
             values = np.nan_to_num(np.rint(values).clip(*limits), nan=self.fill[name])
         array[..., rows, :] = values.reshape(*array.shape[:-2], *values.shape[-2:])
 
-    def finish(self, is_valid: NDArray[np.bool_]) -> Arrays:
-        """Return the arrays; see `Collector`."""
-        self.blend.finish()
-        for name, array in self.arrays.items():
-            array[..., ~is_valid] = self.fill[name]
-        return self.arrays
 
-
-class ClassCollector:
+class ClassCollector(_Raster):
     """Class codes with their probability, of an ensemble also all probabilities and the entropy.
 
     Tiles are class probabilities (samples, classes, H, W).
     """
 
-    def __init__(
-        self,
-        name: str,
-        variables: Sequence[OutputVariable],
-        ensemble: Ensemble,
-        place: tuple[Region, NDArray[np.float32]],
-    ) -> None:
-        region, weights = place
-        self.name = name
-        self.arrays = {row.name: _empty(row, region.shape) for row in variables}
-        self.fill = {row.name: row.fill_value for row in variables}
-        shape = (ensemble.samples, len(LULC_CLASSES))
-        self.blend = Blend(region, weights, shape, self._settle)
-
-    def add(self, tile: Tile, values: NDArray[np.generic]) -> None:
-        """Add a tile; see `Collector`."""
-        self.blend.add(tile, values)  # type: ignore[arg-type]
+    def __init__(self, modality: Modality, ensemble: Ensemble, place: Place) -> None:
+        super().__init__(modality, ensemble, place, len(LULC_CLASSES))
 
     def _settle(self, rows: slice, values: NDArray[np.float32]) -> None:
+        name = self.modality.name
         mean = values.mean(axis=0) if len(values) > 1 else values[0]
         best = mean.argmax(axis=0)
         found = {
-            self.name: best,
-            f"{self.name}_confidence": np.take_along_axis(mean, best[None], axis=0)[0],
-            f"{self.name}_probability": mean,
+            name: best,
+            f"{name}_confidence": np.take_along_axis(mean, best[None], axis=0)[0],
+            f"{name}_probability": mean,
         }
-        if f"{self.name}_entropy" in self.arrays:
+        if f"{name}_entropy" in self.arrays:
             with np.errstate(divide="ignore", invalid="ignore"):
                 surprise = np.where(mean > 0, mean * -np.log(mean), np.where(mean == 0, 0, np.nan))
-            found[f"{self.name}_entropy"] = surprise.sum(axis=0)
-        if f"{self.name}_samples" in self.arrays:
-            found[f"{self.name}_samples"] = values.argmax(axis=1)
-        for name, array in self.arrays.items():
-            array[..., rows, :] = found[name]
+            found[f"{name}_entropy"] = surprise.sum(axis=0)
+        if f"{name}_samples" in self.arrays:
+            found[f"{name}_samples"] = values.argmax(axis=1)
+        for variable, array in self.arrays.items():
+            array[..., rows, :] = found[variable]
 
-    def finish(self, is_valid: NDArray[np.bool_]) -> Arrays:
-        """Return the arrays; see `Collector`."""
-        self.blend.finish()
-        for name, array in self.arrays.items():
-            array[..., ~is_valid] = self.fill[name]
-        return self.arrays
+
+def raster_collector(
+    modality: Modality,
+    statistics: Statistics | None,
+    ensemble: Ensemble,
+    place: Place,
+    *,
+    is_bounded: bool,
+) -> Collector:
+    """Return the collector of a raster: of class codes where there are no statistics.
+
+    `place` is the region and the weights of a tile.
+    """
+    if statistics is None:
+        return ClassCollector(modality, ensemble, place)
+    return ImageCollector(modality, statistics, ensemble, place, is_bounded=is_bounded)
 
 
 def _known_cells(is_valid: NDArray[np.bool_], patch_px: int) -> NDArray[np.bool_]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from terramind_cube.inference.blend import tile_weights
-from terramind_cube.inference.collect import ClassCollector, FirstCells, ImageCollector
+from terramind_cube.inference.collect import FirstCells, raster_collector
 from terramind_cube.inference.generate import (
     Diffusion,
     Generation,
@@ -337,14 +337,12 @@ class Reconstruction(TilePlan):
         place = (region, tile_weights(self.grid.y.tile_px, self.grid.y.overlap_px))
         found: dict[str, Collector] = {}
         for layer, statistics in zip(self.inputs, self.statistics, strict=True):
-            modality = MODALITIES[layer.modality]
-            rows = image_variables(modality, Ensemble())
-            if statistics is None:
-                found[modality.name] = ClassCollector(modality.name, rows, Ensemble(), place)
-                continue
-            is_bounded = self.diffusion.clamp == "physical"
-            found[modality.name] = ImageCollector(
-                modality, statistics, rows, Ensemble(), place, is_bounded=is_bounded
+            found[layer.modality] = raster_collector(
+                MODALITIES[layer.modality],
+                statistics,
+                Ensemble(),
+                place,
+                is_bounded=self.diffusion.clamp == "physical",
             )
         return found
 

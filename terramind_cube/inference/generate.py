@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from terramind_cube.inference.blend import tile_weights
-from terramind_cube.inference.collect import CellMean, ClassCollector, ImageCollector, TileTable
+from terramind_cube.inference.collect import CellMean, TileTable, raster_collector
 from terramind_cube.inference.plan import Cut, TilePlan, check_outputs, plan_inputs, read_as_tokens
 from terramind_cube.inference.runtime import Compute, Needs, WeightsChoice, choose_model
 from terramind_cube.inference.sample import Sample
@@ -200,14 +200,13 @@ class Generation(TilePlan):
                 rows = sequence_variables(target.name, self.candidates)
                 found[target.name] = TileTable(rows, region, grid)
                 continue
-            variables = image_variables(modality, self.ensemble)
-            if target.statistics is None:
-                found[target.name] = ClassCollector(target.name, variables, self.ensemble, place)
-            else:
-                found[target.name] = ImageCollector(
-                    modality, target.statistics, variables, self.ensemble, place,
-                    is_bounded=self.diffusion.clamp == "physical",
-                )  # fmt: skip
+            found[target.name] = raster_collector(
+                modality,
+                target.statistics,
+                self.ensemble,
+                place,
+                is_bounded=self.diffusion.clamp == "physical",
+            )
             if self.has_token_confidence:
                 row = confidence_variable(target.name)
                 found[row.name] = CellMean(row, region, grid, self.ensemble)
