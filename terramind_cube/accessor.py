@@ -141,7 +141,9 @@ class TerraMindAccessor:
         bands : mapping of str to sequence of str, optional
             Bands to look at, by modality; the others count as their mean.
         caption : str, optional
-            Text that the model looks at; for models that know captions.
+            Text that the model looks at; for models that know captions. With ``"Captions"`` among
+            the inputs and no text here, the cube's coordinate ``caption`` is read, of one text or
+            of one for each date.
         candidates : int
             Cells in the result of ``"Coordinates"``.
         token_confidence : bool, optional
@@ -180,7 +182,7 @@ class TerraMindAccessor:
         from terramind_cube import inference as room
 
         sampling = room.Sampling(temperature, top_p, top_k)
-        layers, forms, sequences = room.read_inputs(inputs, caption)
+        layers, forms, sequences = room.read_inputs(self._cube, inputs, caption)
         options = room.Options(
             room.WeightsChoice(model, weights, tokenizer_weights, vocabularies),
             room.Compute.choose(device, precision, compute_batch, threads),
@@ -307,7 +309,7 @@ class TerraMindAccessor:
         """
         from terramind_cube import inference as room
 
-        names, forms, sequences = room.read_inputs(inputs, caption)
+        names, forms, sequences = room.read_inputs(self._cube, inputs, caption)
         extensions = tuple((new_modalities or {}).items())
         options = room.EmbedOptions(
             room.WeightsChoice(model, weights, tokenizer_weights, vocabularies, extensions),

@@ -134,7 +134,7 @@ class Embedding(TilePlan):
     def run(self, loaded: LoadedModel, batch: Batch) -> Iterator[TileValues]:
         """Encode a batch."""
         inputs: dict[str, Tensor] = dict(batch.buffers.tensors(loaded))
-        sequences = self.sequences.tensors(loaded, self.cut, batch.slots)
+        sequences = self.sequences.tensors(loaded, self.cut, batch)
         embedded = loaded.model.embed(inputs)
         if sequences or self.thinking:
             # Fresh embeddings say nothing yet that is worth a thought.
@@ -166,8 +166,7 @@ class Embedding(TilePlan):
             "terramind_layers": list(self.layers),
             "terramind_merge": str(self.merge),
         }
-        if self.sequences.caption is not None:
-            chosen["terramind_caption"] = self.sequences.caption
+        chosen |= self.sequences.describe()
         if self.spec.extensions:
             chosen["terramind_new_modalities"] = [
                 f"{name}: mean {row.mean}, standard deviation {row.std}"

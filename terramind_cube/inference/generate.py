@@ -216,7 +216,7 @@ class Generation(TilePlan):
         """Generate all targets of a batch, sample by sample."""
         inputs = {
             **batch.buffers.tensors(loaded),
-            **self.sequences.tensors(loaded, self.cut, batch.slots),
+            **self.sequences.tensors(loaded, self.cut, batch),
         }
         conditions = Conditions.of_inputs(loaded.model, inputs, self.guidance)
         conditions.keeps_logits = self.ensemble.samples > 1
@@ -257,8 +257,7 @@ class Generation(TilePlan):
             chosen["terramind_guidance"] = [
                 f"{'+'.join(names)}:{_exact(weight)}" for names, weight in self.guidance.groups
             ]
-        if self.sequences.caption is not None:
-            chosen["terramind_caption"] = self.sequences.caption
+        chosen |= self.sequences.describe()
         seen = [target.name for target in self.targets if target.conditions]
         if seen:
             chosen["terramind_run_chain"] = seen

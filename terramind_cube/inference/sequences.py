@@ -16,10 +16,11 @@ from terramind_cube.modalities import CAPTIONS, find_modality
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import xarray as xr
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from terramind_cube.inference.plan import Cut
+    from terramind_cube.inference.plan import Batch, Cut
     from terramind_cube.inference.runtime import LoadedModel
     from terramind_cube.inference.sources import Form
     from terramind_cube.model.text import CoordinateVocabulary
@@ -35,12 +36,12 @@ class SequenceInputs:
     ----------
     has_coordinates : bool
         Whether it sees the quarter-degree cell of each tile's centre.
-    caption : str or None
-        Text about the area.
+    caption : str, tuple of (int, str), or None
+        Text about the area, or one for each date (nanoseconds since 1970).
     """
 
     has_coordinates: bool = False
-    caption: str | None = None
+    caption: str | tuple[tuple[int, str], ...] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -48,18 +49,28 @@ class SequenceInputs:
         found = ["Coordinates"] if self.has_coordinates else []
         return [*found, CAPTIONS.name] if self.caption is not None else found
 
-    def tensors(
-        self, loaded: LoadedModel, cut: Cut, tiles: Sequence[tuple[int, int]]
-    ) -> dict[str, Tensor]:
+    def describe(self) -> dict[str, list[str]]:
+        """Return the texts as attributes, nothing where there are none."""
+        if self.caption is None:
+            return {}
+        if isinstance(self.caption, str):
+            return {"terramind_caption": [self.caption]}
+        return {"terramind_caption": [text for _, text in self.caption]}
+
+    def tensors(self, loaded: LoadedModel, cut: Cut, batch: Batch) -> dict[str, Tensor]:
         """Return token ids (B, L) by name."""
-        found = {}
+        found, tiles = {}, batch.slots
         if self.has_coordinates:
             vocabulary: Any = loaded.vocabularies["Coordinates"]
             ids = place_ids(vocabulary, *tile_centres(cut, tiles))
             found["Coordinates"] = ids.to(loaded.device)
         if self.caption is not None:
             words: Any = loaded.vocabularies[CAPTIONS.name]
-            ids = words.encode([self.caption])[0]
+            text = self.caption
+            if not isinstance(text, str):
+                # A trial has no date of the cube's.
+                text = dict(text).get(batch.time, text[0][1])
+            ids = words.encode([text])[0]
             # As the released models were fed: a sentinel between the text and its end.
             row = torch.from_numpy(np.insert(ids, -1, words.sentinels[1]))
             found[CAPTIONS.name] = row.expand(len(tiles), -1).to(loaded.device)
@@ -96,7 +107,7 @@ def _to_degrees(crs: str) -> Transformer:
 
 
 def read_inputs(
-    inputs: Sequence[str] | Mapping[str, str] | None, caption: str | None
+    cube: xr.Dataset, inputs: Sequence[str] | Mapping[str, str] | None, caption: str | None
 ) -> tuple[list[str] | None, dict[str, Form], SequenceInputs]:
     """Read what a user wants the model to look at.
 
@@ -117,6 +128,7 @@ def read_inputs(
         raise ValueError(f"inputs is a list of modalities: give [{inputs!r}].")  # noqa: TRY004
     names = None if inputs is None else list(inputs)
     forms: dict[str, Any] = dict(inputs) if isinstance(inputs, Mapping) else {}
+    texts: str | tuple[tuple[int, str], ...] | None = caption
     has_coordinates = bool(names) and "Coordinates" in (names or ())
     if caption is not None and not caption.strip():
         raise ValueError("caption is empty: leave it out for none.")
@@ -124,8 +136,24 @@ def read_inputs(
         forms.pop(name, None)
     if names is not None:
         if "Captions" in names and caption is None:
-            raise ValueError("inputs names Captions: give the text as caption='...'.")
+            texts = _read_captions(cube)
         names = [name for name in names if name not in ("Coordinates", "Captions")]
         if not names:
             raise ValueError("inputs names no raster: give at least one, such as ['S2L2A'].")
-    return names, forms, SequenceInputs(has_coordinates, caption)
+    return names, forms, SequenceInputs(has_coordinates, texts)
+
+
+def _read_captions(cube: xr.Dataset) -> str | tuple[tuple[int, str], ...]:
+    """Return the texts that a cube carries as its coordinate `caption`."""
+    if "caption" not in cube.coords:
+        raise ValueError(
+            "inputs names Captions: give the text as caption='...', or the cube a coordinate "
+            "caption, of one text or one for each date."
+        )
+    texts = cube.coords["caption"]
+    if texts.dims == ():
+        return str(texts.item())
+    if texts.dims != ("time",) or "time" not in cube.coords:
+        raise ValueError(f"The cube's coordinate caption has dims {texts.dims}: none, or time.")
+    times = cube["time"].values.astype("datetime64[ns]").astype(np.int64).tolist()
+    return tuple(zip(times, map(str, texts.values), strict=True))

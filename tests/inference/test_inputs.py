@@ -202,6 +202,21 @@ def test_captions_condition_the_result(generate, cube, captioned):
     assert differs(silent, lake)
 
 
+def test_captions_may_be_a_coordinate_of_the_cube(generate, captioned):
+    cube = make_cube(64, 64, modalities=("S2L2A",), times=2)
+    settings = {**captioned, "inputs": ["S2L2A", "Captions"]}
+    texts = ["a lake", "a lake and trees"]
+    found = generate(cube.assign_coords(caption=("time", texts)), "NDVI", **settings).compute()
+    for t, text in enumerate(texts):
+        one = generate(cube.isel(time=[t]), "NDVI", caption=text, **settings).compute()
+        assert_same(found.isel(time=[t]), one)
+    assert found.NDVI.attrs["terramind_caption"] == texts
+    single = generate(cube.assign_coords(caption="a lake"), "NDVI", **settings)
+    assert_same(single, generate(cube, "NDVI", caption="a lake", **settings))
+    with pytest.raises(ValueError, match=r"caption has dims \('y',\)"):
+        generate(cube.assign_coords(caption=("y", ["a"] * 64)), "NDVI", **settings)
+
+
 # Generated data.
 
 
