@@ -59,6 +59,15 @@ def terramesh() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Run on one thread: more only wait for each other in so small networks."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory):
     """Arguments of `generate` for a model of 64 px tiles."""

@@ -60,6 +60,17 @@ TOKENIZERS_BY_NAME = {
 TOKENIZER = TOKENIZERS_BY_NAME["LULC"]
 
 
+def lively_model():
+    """The small model with tokens that stand out, in the logits and beside pixels."""
+    network = TerraMind(MODEL).eval().requires_grad_(False)
+    fill_untrained(network)
+    for target in network.decoder_embeddings.values():
+        target.to_logits.weight *= 6
+    for space in MODEL.token_spaces:
+        network.encoder_embeddings[space.key].token_emb.weight *= 6
+    return network
+
+
 def write_weights(folder):
     """Write the small model and its tokenizers; return the arguments of `generate` for LULC."""
     for name, network, description in (

@@ -19,10 +19,10 @@ from terramind_cube.model.conditions import Conditions, Guidance
 from terramind_cube.model.decoding import Decoding, generate_grid
 from terramind_cube.model.embeddings import VisibleTokens
 from terramind_cube.model.generation import Sampling, sample_tokens
-from terramind_cube.model.loading import fill_untrained
 from terramind_cube.model.quantizer import FiniteScalarQuantizer
-from terramind_cube.model.transformer import TerraMind
 from terramind_cube.noise import NoiseStream, uniform_cells
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUANTIZERS = {
     name: FiniteScalarQuantizer(row.fsq_levels) for name, row in small.TOKENIZERS_BY_NAME.items()
@@ -43,24 +43,9 @@ def label(value):
     return None
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more only wait for each other in so small a network
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model():
-    network = TerraMind(small.MODEL).eval().requires_grad_(False)
-    fill_untrained(network)
-    for target in network.decoder_embeddings.values():
-        target.to_logits.weight *= 6  # untrained logits are nearly flat
-    for space in small.MODEL.token_spaces:
-        # Untrained, tokens are hardly seen beside pixels.
-        network.encoder_embeddings[space.key].token_emb.weight *= 6
-    return network
+    return small.lively_model()
 
 
 class Draw:

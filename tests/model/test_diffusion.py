@@ -19,16 +19,10 @@ MIXTURES = (
     ((0.6, 0.4), (-0.4, 0.8), (0.5, 0.3)),
     ((0.2, 0.3, 0.5), (-2.0, 0.0, 1.0), (0.4, 0.02, 0.3)),
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUANTILES = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64)
 SHAPE = (2, 3, 4, 5)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more only wait for each other over so few numbers
-    yield
-    torch.set_num_threads(threads)
 
 
 def alphas_squared():

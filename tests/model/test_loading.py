@@ -54,16 +54,10 @@ SMALL_TOKENIZER = TokenizerDescription(
     unet=UNetDescription(features=32, groups=8, blocks=1),
     statistics=Statistics((-11.0, -18.0), (4.0, 5.0)),
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = torch.arange(6).view(1, 2, 3) * 2500
 IMAGE = torch.linspace(-2, 2, 2 * 32 * 48).sin().view(1, 2, 32, 48)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more only wait for each other in so small a network
-    yield
-    torch.set_num_threads(threads)
 
 
 def write(path, network, description=None, **changes):

@@ -11,15 +11,10 @@ from torch.nn import functional as F
 from terramind_cube.model import load_model, load_tokenizer, packing
 from terramind_cube.model.layers import _FEW_KEYS, Linear, attend
 
-pytestmark = pytest.mark.skipif(not packing.can_pack(), reason="this PyTorch has no oneDNN")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.skipif(not packing.can_pack(), reason="this PyTorch has no oneDNN"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def pixels(seed=0, batch=2):

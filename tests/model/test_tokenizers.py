@@ -32,6 +32,8 @@ SMALL = TokenizerDescription(
     mlp_hidden=64,
     unet=UNET,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 # Physically possible values; the released models' limit of one standard deviation is far inside.
 POSSIBLE = {
     "S2L2A": (1, 65535),
@@ -40,14 +42,6 @@ POSSIBLE = {
     "DEM": (-500, 9000),
     "NDVI": (-1, 1),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more only wait for each other in so small a network
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(description=SMALL, **changes):

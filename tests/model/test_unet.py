@@ -13,15 +13,9 @@ from terramind_cube.model.loading import fill_untrained, tensor_shapes
 from terramind_cube.model.unet import UNet, UNetDescription
 from terramind_cube.model.variants import TOKENIZERS, TokenizerDescription
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = UNetDescription(features=32, groups=8, blocks=1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more only wait for each other in so small a network
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(channels=2, description=SMALL):
