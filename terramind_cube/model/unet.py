@@ -96,8 +96,7 @@ class _Attention(nn.Module):
         self.qkv = nn.Conv1d(features, 3 * features, 1)
         self.proj_out = nn.Conv1d(features, features, 1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        del time
+    def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, h*w, F)
         # The 1-D convolutions of the checkpoint are linear maps of the features.
         qkv = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias)
@@ -113,8 +112,7 @@ class _Down(nn.Module):
         super().__init__()
         self.op = nn.Conv2d(features, features, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        del time
+    def forward(self, x: Tensor) -> Tensor:
         return self.op(x)  # type: ignore[no-any-return]
 
 
@@ -123,18 +121,16 @@ class _Up(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(features, features, 3, padding=1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        del time
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))  # type: ignore[no-any-return]
 
 
 class _Stage(nn.ModuleList):
-    """Layers in a row; those that use the time embedding take it, the others ignore it."""
+    """Layers in a row, of which residual blocks take the time embedding."""
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         for layer in self:
-            takes_time = isinstance(layer, (_Residual, _Attention, _Down, _Up))
-            x = layer(x, time) if takes_time else layer(x)
+            x = layer(x, time) if isinstance(layer, _Residual) else layer(x)
         return x
 
 

@@ -148,7 +148,7 @@ def test_attention_mixes_the_positions_of_a_rectangle_by_likeness(network):
     sharper = build().middle_block[1]
     with torch.no_grad():
         sharper.qkv.weight.mul_(3)  # for shares that differ clearly
-    found = sharper(x, torch.zeros(1, 128)).flatten(2)
+    found = sharper(x).flatten(2)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
