@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from terramind_cube.cube.assets import ReadOptions
+from terramind_cube.cube.failures import AssetError, ReadFailures
 from terramind_cube.cube.layout import read_layout
 from terramind_cube.cube.load import load_cube
-from terramind_cube.cube.reading import AssetError
 
-__all__ = ["AssetError", "load_cube", "read_layout"]
+__all__ = ["AssetError", "ReadFailures", "ReadOptions", "load_cube", "read_layout"]

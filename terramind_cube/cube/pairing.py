@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from terramind_cube.cube.duplicates import newest_processing
 from terramind_cube.stac.search import item_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
-    from terramind_cube.stac.providers import ItemBands
+    from terramind_cube.stac.bands import ItemBands
 
-__all__ = ["TimeStep", "group_steps", "pair_nearest", "pair_years", "parse_tolerance"]
+__all__ = [
+    "TimeStep",
+    "group_steps",
+    "pair_nearest",
+    "pair_scenes",
+    "pair_years",
+    "parse_tolerance",
+]
 
 
 @dataclass(frozen=True)
@@ -28,17 +36,27 @@ class TimeStep:
         Of its first item, in UTC.
     sources : tuple of ItemBands
         Items that make up its mosaic, in order of time and id.
+    coverage : float
+        Share of the area that its items cover; 1 where it was not looked at.
     """
 
     time: datetime
     sources: tuple[ItemBands, ...]
+    coverage: float = 1.0
+
+    @property
+    def relative_orbit(self) -> int | None:
+        """Relative orbit of its first item, where it tells one."""
+        orbit = self.sources[0].item.properties.get("sat:relative_orbit")
+        return None if orbit is None else int(orbit)
 
 
 def group_steps(sources: Iterable[ItemBands], *, longitude_deg: float) -> list[TimeStep]:
     """Group the items of one modality into steps, in order of time.
 
-    Scenes are grouped by solar day, those of a radar also by the direction of the orbit (ascending
-    and descending passes see another geometry); annual maps by year; static layers are one step.
+    Scenes are grouped by solar day, those of a radar also by orbit (passes see another geometry);
+    annual maps by year; static layers are one step. Of an acquisition that was processed several
+    times the newest processing is taken.
 
     Parameters
     ----------
@@ -49,11 +67,17 @@ def group_steps(sources: Iterable[ItemBands], *, longitude_deg: float) -> list[T
     """
 
     def solar_day(source: ItemBands) -> Hashable:
-        day = (_start(source) + timedelta(hours=longitude_deg / 15)).date()
-        return day, source.item.properties.get("sat:orbit_state") if _is_radar(source) else None
+        day = (_moment(source) + timedelta(hours=longitude_deg / 15)).date()
+        if not _is_radar(source):
+            return day
+        properties = source.item.properties
+        return day, properties.get("sat:orbit_state"), properties.get("sat:relative_orbit")
 
     def year(source: ItemBands) -> Hashable:
-        return _start(source).year if source.item.datetime is None else solar_day(source)
+        interval = item_interval(source.item)
+        is_instant = interval.end is None or interval.end == interval.start
+        begins = interval.start or _moment(source)
+        return solar_day(source) if is_instant else begins.year
 
     keys: dict[str, Callable[[ItemBands], Hashable]] = {
         "instant": solar_day,
@@ -61,9 +85,37 @@ def group_steps(sources: Iterable[ItemBands], *, longitude_deg: float) -> list[T
         "static": lambda _: None,
     }
     groups: dict[Hashable, list[ItemBands]] = {}
-    for source in sorted(sources, key=lambda s: (_start(s), s.item.id)):
+    ordered = sorted(newest_processing(sources), key=lambda s: (_moment(s), s.item.id))
+    for source in ordered:
         groups.setdefault(keys[source.modality.temporal](source), []).append(source)
-    return [TimeStep(_start(group[0]), tuple(group)) for group in groups.values()]
+    return [TimeStep(_moment(group[0]), tuple(group)) for group in groups.values()]
+
+
+def pair_scenes(
+    times: Sequence[datetime], steps: Sequence[TimeStep], within: timedelta
+) -> list[int | None]:
+    """Return for each time the place of its radar step, None where none is within reach.
+
+    One relative orbit serves as many dates as it can, for a change of geometry looks like a change
+    of the land: that which covers most of the area over all dates, then the one that is nearest in
+    time. Dates that it does not reach get the nearest step of any orbit.
+    """
+    orbits: dict[int | None, list[int]] = {}
+    for place, step in enumerate(steps):
+        orbits.setdefault(step.relative_orbit, []).append(place)
+    nearest = pair_nearest(times, steps, within)
+    best, best_score = nearest, None
+    for orbit in sorted(orbits, key=lambda o: (o is None, o or 0)):
+        own = orbits[orbit]
+        found = pair_nearest(times, [steps[place] for place in own], within)
+        places = [None if place is None else own[place] for place in found]
+        pairs = [(t, steps[p]) for t, p in zip(times, places, strict=True) if p is not None]
+        covered = sum(step.coverage for _, step in pairs)
+        distance = sum((abs(step.time - time) for time, step in pairs), timedelta(0))
+        score = (covered, -distance)
+        if pairs and (best_score is None or score > best_score):
+            best, best_score = places, score
+    return [other if place is None else place for place, other in zip(best, nearest, strict=True)]
 
 
 def pair_nearest(
@@ -75,8 +127,8 @@ def pair_nearest(
     """
     places: list[int | None] = []
     for time in times:
-        distances = [(abs(step.time - time), place) for place, step in enumerate(steps)]
-        distance, place = min(distances, default=(within + timedelta(1), 0))
+        distances = [(abs(step.time - time), step.time, n) for n, step in enumerate(steps)]
+        distance, _, place = min(distances, default=(within + timedelta(1), time, 0))
         places.append(place if distance <= within else None)
     return places
 
@@ -111,8 +163,12 @@ def parse_tolerance(within: str | timedelta) -> timedelta:
     return timedelta(seconds=tolerance.total_seconds())
 
 
-def _start(source: ItemBands) -> datetime:
-    return item_interval(source.item).start or datetime.min.replace(tzinfo=UTC)
+def _moment(source: ItemBands) -> datetime:
+    """Return the nominal time of an item, or else when it begins."""
+    when = source.item.datetime or item_interval(source.item).start
+    if when is None:
+        return datetime.min.replace(tzinfo=UTC)
+    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
 
 
 def _is_radar(source: ItemBands) -> bool:

@@ -3,57 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlparse
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
 
 import pystac
 import pystac_client
-from pystac_client.exceptions import APIError
-from requests import RequestException
 
-from terramind_cube.stac.search import DatetimeQuery, area_geometry, item_interval, select_items
+from terramind_cube.modalities import nearest_name
+from terramind_cube.stac.api import ApiCatalog, open_api
+from terramind_cube.stac.geoparquet import GeoParquetCatalog
+from terramind_cube.stac.protocol import Catalog
+from terramind_cube.stac.providers import PROVIDERS
+from terramind_cube.stac.search import item_interval, select_items
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime as Moment
 
-__all__ = ["ApiCatalog", "Catalog", "StaticCatalog", "open_catalog"]
+    from terramind_cube.stac.search import DatetimeQuery, Filters
 
+__all__ = ["ApiCatalog", "Catalog", "GeoParquetCatalog", "StaticCatalog", "open_catalog"]
+
+_PROVIDER_URLS = {provider.name: provider.url for provider in PROVIDERS if provider.url}
 _ACCEPTED = (
-    "the path of a static catalog (catalog.json, collection.json) or of an item collection "
-    "(GeoJSON), the URL of a STAC API, or an opened pystac_client.Client"
+    f"the name of a provider ({', '.join(_PROVIDER_URLS)}), the path of a static catalog "
+    "(catalog.json, collection.json), of an item collection (.json, .geojson, .ndjson) or of "
+    "stac-geoparquet (.parquet), the URL of a STAC API, or an opened pystac_client.Client"
 )
-
+_LINE_SUFFIXES = (".ndjson", ".jsonl")
+_PARQUET_SUFFIXES = (".parquet", ".geoparquet")
 _UNREADABLE = (
     pystac.STACError, pystac.STACTypeError, OSError, ValueError, KeyError, TypeError, AttributeError,
 )  # fmt: skip
 
 
-class Catalog(Protocol):
-    """What a cube needs of a catalog."""
-
-    @property
-    def collection_ids(self) -> tuple[str, ...] | None:
-        """Collections to choose from; None where items are at hand and speak for themselves."""
-
-    def search(
-        self,
-        *,
-        collections: Sequence[str] | None = None,
-        bbox: Sequence[float] | None = None,
-        intersects: Any = None,
-        datetime: DatetimeQuery | None = None,
-    ) -> list[pystac.Item]:
-        """Return the items of some collections that touch an area and a time."""
-
-    def describe(self, collections: Sequence[str] | None = None) -> str:
-        """Say in one line what the catalog holds, for error messages."""
-
-
 @dataclass(frozen=True)
-class StaticCatalog:
+class StaticCatalog(Catalog):
     """Items at hand, searched in memory with the semantics of a STAC API.
 
     Attributes
@@ -72,84 +60,27 @@ class StaticCatalog:
         """None: the items themselves say what they hold."""
         return None
 
-    def search(
+    def search_items(
         self,
         *,
         collections: Sequence[str] | None = None,
-        bbox: Sequence[float] | None = None,
-        intersects: Any = None,
+        area: Mapping[str, Any] | None = None,
         datetime: DatetimeQuery | None = None,
+        filters: Filters | None = None,
     ) -> list[pystac.Item]:
         """Return the matching items in the catalog's order; see `search.select_items`."""
         return select_items(
             self.items,
             collections=collections,
-            bbox=bbox,
-            intersects=intersects,
+            intersects=area,
             datetime=datetime,
+            filters=filters,
         )
 
     def describe(self, collections: Sequence[str] | None = None) -> str:
         """Say how many items there are, where, when, and of which collections."""
         held = [i for i in self.items if collections is None or i.collection_id in collections]
-        if not held:
-            return f"{self.name} holds no items"
-        counts: dict[str, int] = {}
-        for item in held:
-            name = item.collection_id or "no collection"
-            counts[name] = counts.get(name, 0) + 1
-        moments = [item_interval(item) for item in held]
-        starts = [moment.start for moment in moments if moment.start]
-        ends = [moment.end for moment in moments if moment.end] or starts
-        boxes = [item.bbox for item in held if item.bbox]
-        where = f" in bbox {_union(boxes)}" if boxes else ""
-        listing = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
-        return (
-            f"{self.name} holds {len(held)} items{where} "
-            f"from {_day(min(starts))} to {_day(max(ends))}: {listing}"
-        )
-
-
-@dataclass(frozen=True)
-class ApiCatalog:
-    """A STAC API behind pystac-client."""
-
-    client: pystac_client.Client
-
-    @property
-    def collection_ids(self) -> tuple[str, ...] | None:
-        """Collections that the API lists."""
-        return tuple(collection.id for collection in self.client.get_collections())
-
-    def search(
-        self,
-        *,
-        collections: Sequence[str] | None = None,
-        bbox: Sequence[float] | None = None,
-        intersects: Any = None,
-        datetime: DatetimeQuery | None = None,
-    ) -> list[pystac.Item]:
-        """Return all matching items, page after page."""
-        found = self.client.search(
-            collections=None if collections is None else list(collections),
-            bbox=None if bbox is None else list(bbox),
-            intersects=area_geometry(intersects=intersects),
-            datetime=datetime,
-        )
-        return list(found.items())
-
-    def describe(self, collections: Sequence[str] | None = None) -> str:
-        """Say which collections the API has, with the extents of the named ones."""
-        known = list(self.client.get_collections())
-        name = f"STAC API {self.client.get_self_href()}"
-        if collections is None:
-            return f"{name} holds the collections {', '.join(c.id for c in known) or '(none)'}"
-        lines = []
-        for collection in (c for c in known if c.id in collections):
-            first, last = collection.extent.temporal.intervals[0]
-            span = f"{_day(first) if first else '..'} to {_day(last) if last else 'now'}"
-            lines.append(f"{collection.id} in bbox {collection.extent.spatial.bboxes[0]}, {span}")
-        return f"{name} holds {'; '.join(lines) or 'none of ' + ', '.join(collections)}"
+        return f"{self.name} holds {_describe_items(held)}"
 
 
 def open_catalog(source: str | Path | pystac_client.Client) -> Catalog:
@@ -157,9 +88,11 @@ def open_catalog(source: str | Path | pystac_client.Client) -> Catalog:
 
     Parameters
     ----------
-    source : path, str or pystac_client.Client
-        Path of a static STAC catalog (``catalog.json`` or ``collection.json``), of an item or an
-        item collection (GeoJSON), the http(s) URL of a STAC API, or an opened client.
+    source : str, path or pystac_client.Client
+        ``"earth-search"``, ``"planetary-computer"`` or ``"cdse"``; the http(s) URL of a STAC API;
+        the path of a static STAC catalog (``catalog.json`` or ``collection.json``), of an item or
+        an item collection (GeoJSON, or an item a line in ``.ndjson``), or of stac-geoparquet; or
+        an opened client, which keeps its own settings.
 
     Raises
     ------
@@ -173,30 +106,30 @@ def open_catalog(source: str | Path | pystac_client.Client) -> Catalog:
         return ApiCatalog(source)
     if not isinstance(source, str | Path):
         raise ValueError(f"Cannot open {source!r} as a catalog: give {_ACCEPTED}.")  # noqa: TRY004
-    if urlparse(str(source)).scheme in {"http", "https"}:
-        return _open_api(str(source))
-    path = Path(str(source).removeprefix("file://"))
+    if (url := _PROVIDER_URLS.get(str(source).strip().lower())) is not None:
+        return open_api(url)
+    address = urlparse(str(source))
+    if address.scheme in {"http", "https"}:
+        return open_api(str(source))
+    path = Path(unquote(address.path) if address.scheme == "file" else source)
+    if path.suffix.lower() in _PARQUET_SUFFIXES and path.exists():
+        return GeoParquetCatalog(path)
     if path.is_dir():
         path = path / "catalog.json"
     if path.is_file():
         return StaticCatalog(str(path), tuple(_read_items(path)))
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(f"There is no catalog at {path}: give {_ACCEPTED}.")
-    raise ValueError(f"Unknown catalog {str(source)!r}: give {_ACCEPTED}.")
-
-
-def _open_api(url: str) -> ApiCatalog:
-    try:
-        client = pystac_client.Client.open(url)
-    except (APIError, RequestException, *_UNREADABLE) as error:
-        raise ValueError(
-            f"Cannot open {url} as a STAC API ({error}): check the URL and the network."
-        ) from error
-    return ApiCatalog(client)
+    raise ValueError(
+        f"Unknown catalog {str(source)!r}: {nearest_name(str(source), _PROVIDER_URLS)}. "
+        f"Give {_ACCEPTED}."
+    )
 
 
 def _read_items(path: Path) -> Iterable[pystac.Item]:
     try:
+        if path.suffix.lower() in _LINE_SUFFIXES:
+            return [_placed(item, path) for item in _read_lines(path)]
         document = json.loads(path.read_text(encoding="utf-8"))
         kind = document.get("type", "Catalog")  # STAC before 1.0 did not write it
         if kind in {"Catalog", "Collection"}:
@@ -212,11 +145,36 @@ def _read_items(path: Path) -> Iterable[pystac.Item]:
         ) from error
 
 
+def _read_lines(path: Path) -> Iterable[pystac.Item]:
+    """Read an item from every line that is not empty."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield pystac.Item.from_dict(json.loads(line))
+            except _UNREADABLE as error:
+                raise ValueError(f"line {number}: {error}") from error
+
+
 def _placed(item: pystac.Item, path: Path) -> pystac.Item:
     """Give an item the address that its relative asset references start from."""
     own = item.get_self_href() or path.name
     item.set_self_href(pystac.utils.make_absolute_href(own, str(path.resolve())))
     return item
+
+
+def _describe_items(items: Sequence[pystac.Item]) -> str:
+    if not items:
+        return "no items"
+    counts = Counter(item.collection_id or "no collection" for item in items)
+    moments = [item_interval(item) for item in items]
+    starts = [moment.start for moment in moments if moment.start]
+    ends = [moment.end for moment in moments if moment.end] or starts
+    boxes = [item.bbox for item in items if item.bbox]
+    where = f" in bbox {_union(boxes)}" if boxes else ""
+    listing = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+    return f"{len(items)} items{where} from {_day(min(starts))} to {_day(max(ends))}: {listing}"
 
 
 def _union(boxes: Sequence[Sequence[float]]) -> tuple[float, ...]:

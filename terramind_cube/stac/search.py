@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import shapely
 from pystac_client.item_search import ItemSearch
-from shapely.geometry import box, mapping, shape
+from shapely.geometry import shape
+
+from terramind_cube.modalities import MODALITIES, find_modality, nearest_name
+from terramind_cube.stac.areas import area_geometry, item_shape, swapped_area
+from terramind_cube.stac.providers import DERIVED, find_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import pystac
 
+    from terramind_cube.modalities import Modality
+
 __all__ = [
     "DatetimeQuery",
+    "Filters",
     "Interval",
     "area_geometry",
     "item_interval",
+    "limit_items",
     "parse_interval",
     "select_items",
+    "swapped_area",
 ]
 
 DatetimeQuery = str | datetime | tuple[datetime | str | None, datetime | str | None]
 """What a search takes as time: one string or datetime, or a pair with None for an open end."""
+
+_LARGEST_PAGE = 10_000
+_RADAR_ASSETS = {"vv", "vh", "hh", "hv"}
+_DIRECTIONS = ("ascending", "descending")
+_OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "eq": lambda value, wanted: value == wanted,
+    "neq": lambda value, wanted: value != wanted,
+    "lt": lambda value, wanted: value < wanted,
+    "lte": lambda value, wanted: value <= wanted,
+    "gt": lambda value, wanted: value > wanted,
+    "gte": lambda value, wanted: value >= wanted,
+    "in": lambda value, wanted: value in wanted,
+    "startsWith": lambda value, wanted: value.startswith(wanted),
+    "endsWith": lambda value, wanted: value.endswith(wanted),
+    "contains": lambda value, wanted: wanted in value,
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +74,94 @@ class Interval:
         begins = self.start is None or other.end is None or self.start <= other.end
         ends = self.end is None or other.start is None or other.start <= self.end
         return begins and ends
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What an item must fulfil besides collection, area and time.
+
+    Attributes
+    ----------
+    cloud_cover : float or None
+        Largest ``eo:cloud_cover`` in percent; an item without it stays.
+    orbit : {"ascending", "descending"}, int or None
+        Direction or relative orbit of radar items; other items stay.
+    query : mapping or None
+        Of the STAC query extension: from properties to operators and values, such as
+        ``{"eo:cloud_cover": {"lt": 20}}``; or from modalities to such mappings. An item without
+        the property does not fulfil it, whatever the operator.
+    ids : tuple of str or None
+        Item ids.
+    limit : int or None
+        Items of one page of an API.
+    max_items : int or None
+        Most items of a collection.
+    modalities : tuple of str
+        All modalities that are asked for: a plain query is for the optical ones, where there are
+        any, else for all.
+    """
+
+    cloud_cover: float | None = None
+    orbit: str | int | None = None
+    query: Mapping[str, Mapping[str, Any]] | None = None
+    ids: tuple[str, ...] | None = None
+    limit: int | None = None
+    max_items: int | None = None
+    modalities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        cover: Any = self.cloud_cover
+        if cover is not None and not (_is_number(cover) and 0 <= cover <= 100):
+            raise ValueError(f"cloud_cover is a percentage from 0 to 100, got {cover!r}.")
+        object.__setattr__(self, "modalities", tuple(self.modalities))
+        object.__setattr__(self, "orbit", _check_orbit(self.orbit))
+        object.__setattr__(self, "query", _check_query(self.query, self.modalities))
+        object.__setattr__(self, "ids", _check_ids(self.ids))
+        _check_count("limit", self.limit, _LARGEST_PAGE)
+        _check_count("max_items", self.max_items)
+
+    def for_modality(self, modality: Modality) -> Filters:
+        """Return the part of the filters that concerns one modality."""
+        is_optical, query = _is_optical(modality.name), self.query
+        if query and set(query) <= set(MODALITIES):
+            query = query.get(modality.name)
+        elif not is_optical and any(map(_is_optical, self.modalities)):
+            query = None
+        return replace(
+            self,
+            cloud_cover=self.cloud_cover if is_optical else None,
+            orbit=self.orbit if modality.units == "dB" else None,
+            query=query,
+            modalities=(modality.name,),
+        )
+
+    def accepts(self, item: pystac.Item) -> bool:
+        """Whether an item fulfils all of them; the two counts are not looked at."""
+        if self.ids is not None and item.id not in self.ids:
+            return False
+        cover: Any = item.properties.get("eo:cloud_cover")
+        if self.cloud_cover is not None and _is_number(cover) and cover > self.cloud_cover:
+            return False
+        if self.orbit is not None and _is_radar(item) and not _is_on(item, self.orbit):
+            return False
+        return all(
+            _fulfils(_property(item, name), operator, wanted)
+            for name, tests in (self.query or {}).items()
+            for operator, wanted in tests.items()
+        )
+
+    def describe(self) -> str:
+        """Say what is filtered, for the end of a phrase in a message; empty for nothing."""
+        said = []
+        if self.cloud_cover is not None:
+            said.append(f"cloud cover up to {self.cloud_cover:g} %")
+        if self.orbit is not None:
+            said.append(f"orbit {self.orbit!r}")
+        if self.query:
+            said.append(f"query {dict(self.query)}")
+        if self.ids is not None:
+            said.append(f"ids {list(self.ids)}")
+        return f" with {', '.join(said)}" if said else ""
 
 
 def parse_interval(query: DatetimeQuery) -> Interval:
@@ -92,42 +208,6 @@ def item_interval(item: pystac.Item) -> Interval:
     return Interval(_utc(start), None if end is None else _utc(end))
 
 
-def area_geometry(
-    bbox: Sequence[float] | None = None, intersects: Any = None
-) -> dict[str, Any] | None:
-    """Return the area of a search as a GeoJSON geometry in longitude and latitude.
-
-    Parameters
-    ----------
-    bbox : sequence of 4 or 6 floats, optional
-        West, south, east, north in degrees; west > east crosses the antimeridian.
-    intersects : mapping or object with ``__geo_interface__``, optional
-        GeoJSON geometry or Feature in longitude and latitude.
-
-    Raises
-    ------
-    ValueError
-        If both are given, or one cannot be read.
-    """
-    if bbox is not None and intersects is not None:
-        raise ValueError("Give bbox or intersects, not both.")
-    if bbox is not None:
-        return _bbox_geometry(bbox)
-    if intersects is None:
-        return None
-    document = getattr(intersects, "__geo_interface__", intersects)
-    try:
-        geometry = shape(document.get("geometry", document))
-        empty = geometry.is_empty
-    except Exception as error:
-        raise ValueError(
-            f"Cannot read intersects ({error}): give a GeoJSON geometry in lon, lat."
-        ) from error
-    if empty:
-        raise ValueError("intersects is an empty geometry.")
-    return dict(mapping(geometry))
-
-
 def select_items(
     items: Iterable[pystac.Item],
     *,
@@ -135,6 +215,7 @@ def select_items(
     bbox: Sequence[float] | None = None,
     intersects: Any = None,
     datetime: DatetimeQuery | None = None,
+    filters: Filters | None = None,
 ) -> list[pystac.Item]:
     """Return the items that a STAC API would return for the same search, in the given order.
 
@@ -142,41 +223,146 @@ def select_items(
     """
     area = area_geometry(bbox, intersects)
     region = None if area is None else shape(area)
+    shapely.prepare(region)
     interval = None if datetime is None else parse_interval(datetime)
-    return [
+    wanted = filters or Filters()
+    found = (
         item
         for item in items
         if (collections is None or item.collection_id in collections)
-        and (region is None or _touches(item, region))
+        and wanted.accepts(item)
         and (interval is None or interval.overlaps(item_interval(item)))
-    ]
-
-
-def _touches(item: pystac.Item, region: shapely.Geometry) -> bool:
-    document = item.geometry or (_bbox_geometry(item.bbox) if item.bbox else None)
-    return document is None or bool(shape(document).intersects(region))
-
-
-def _bbox_geometry(bbox: Sequence[float]) -> dict[str, Any]:
-    values = [float(value) for value in bbox]
-    if len(values) == 6:  # with heights
-        values = [values[i] for i in (0, 1, 3, 4)]
-    valid = (
-        len(values) == 4
-        and all(-180 <= lon <= 180 for lon in values[0::2])
-        and -90 <= values[1] < values[3] <= 90
-        and values[0] != values[2]
+        and (region is None or _touches(item, region))
     )
-    if not valid:
+    return limit_items(found, wanted.max_items)
+
+
+def limit_items(items: Iterable[pystac.Item], max_items: int | None) -> list[pystac.Item]:
+    """Return the first items of every collection."""
+    counts: Counter[str | None] = Counter()
+    kept = []
+    for item in items:
+        counts[item.collection_id] += 1
+        if max_items is None or counts[item.collection_id] <= max_items:
+            kept.append(item)
+    return kept
+
+
+def _touches(item: pystac.Item, region: Any) -> bool:
+    place = item_shape(item)
+    return place is None or bool(region.intersects(place))
+
+
+def _is_optical(name: str) -> bool:
+    return name in DERIVED or (name in MODALITIES and MODALITIES[name].units == "1e-4")
+
+
+def _is_radar(item: pystac.Item) -> bool:
+    if (row := find_row(item.collection_id)) is not None:
+        return MODALITIES[row.modality].units == "dB"
+    names = {key.lower().rpartition("_")[2] for key in item.assets}
+    return bool(names & _RADAR_ASSETS) or any(key.startswith("sar:") for key in item.properties)
+
+
+def _is_on(item: pystac.Item, orbit: str | int) -> bool:
+    if isinstance(orbit, int):
+        return bool(item.properties.get("sat:relative_orbit") == orbit)
+    return str(item.properties.get("sat:orbit_state")).lower() == orbit
+
+
+def _property(item: pystac.Item, name: str) -> Any:
+    if name in {"id", "collection"}:
+        return item.id if name == "id" else item.collection_id
+    if name == "proj:epsg" and name not in item.properties:
+        # pystac rewrites it to proj:code, whatever the server sent.
+        _, _, code = str(item.properties.get("proj:code", "")).partition("EPSG:")
+        return int(code) if code.isdigit() else None
+    return item.properties.get(name)
+
+
+def _fulfils(value: Any, operator: str, wanted: Any) -> bool:
+    try:
+        return value is not None and bool(_OPERATORS[operator](value, wanted))
+    except (TypeError, AttributeError):  # of another type than what is asked for
+        return False
+
+
+def _check_orbit(orbit: Any) -> str | int | None:
+    if orbit is None:
+        return None
+    if _is_whole(orbit) and orbit > 0:
+        return int(orbit)
+    if isinstance(orbit, str) and orbit.lower() in _DIRECTIONS:
+        return orbit.lower()
+    raise ValueError(
+        f"orbit is 'ascending', 'descending' or the number of a relative orbit, got {orbit!r}."
+    )
+
+
+def _check_query(query: Any, asked: tuple[str, ...]) -> Mapping[str, Mapping[str, Any]] | None:
+    """Check a query, for all or by modality; what is derived from a modality is filtered as it."""
+    if query is None:
+        return None
+    if not isinstance(query, Mapping) or not all(isinstance(v, Mapping) for v in query.values()):
         raise ValueError(
-            f"bbox must be (west, south, east, north) in degrees of longitude and latitude, "
-            f"got {tuple(bbox)}."
+            f"query maps properties to operators, such as {{'eo:cloud_cover': {{'lt': 20}}}}, got "
+            f"{query!r}."
         )
-    west, south, east, north = values
-    if west < east:
-        return dict(mapping(box(west, south, east, north)))
-    halves = [box(west, south, 180, north), box(-180, south, east, north)]
-    return dict(mapping(shapely.MultiPolygon(halves)))
+    nested = any(isinstance(v, Mapping) for tests in query.values() for v in tests.values())
+    if not nested and not set(query) & set(MODALITIES):
+        for name, tests in query.items():
+            for operator, wanted in tests.items():
+                _check_test(name, operator, wanted)
+        return query
+    found: dict[str, Any] = {}
+    allowed = {_source(name) for name in asked}
+    for name, part in query.items():
+        source = _source(find_modality(name).name)
+        if source not in allowed:
+            raise ValueError(f"query is for {name}, which is not asked for: {list(asked)}.")
+        found[source] = {**found.get(source, {}), **(_check_query(part, ()) or {})}
+    return found
+
+
+def _check_test(name: str, operator: str, wanted: Any) -> None:
+    if operator not in _OPERATORS:
+        raise ValueError(
+            f"Unknown operator {operator!r} for {name!r} in query: "
+            f"{nearest_name(str(operator), _OPERATORS)}."
+        )
+    if operator == "in" and (isinstance(wanted, str) or not isinstance(wanted, Collection)):
+        raise ValueError(f"The operator 'in' for {name!r} takes a list, got {wanted!r}.")
+
+
+def _source(name: str) -> str:
+    return "S2L2A" if name in DERIVED else name
+
+
+def _check_ids(ids: Any) -> tuple[str, ...] | None:
+    if ids is None:
+        return None
+    if isinstance(ids, str):
+        raise ValueError(f"ids is a list of item ids, got the string {ids!r}: give [{ids!r}].")  # noqa: TRY004
+    found = tuple(ids)
+    if not found or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"ids is a list of item ids, at least one, got {ids!r}.")
+    return found
+
+
+def _check_count(name: str, count: Any, most: int | None = None) -> None:
+    if count is None:
+        return
+    if not _is_whole(count) or count < 1 or (most is not None and count > most):
+        span = "at least 1" if most is None else f"from 1 to {most}"
+        raise ValueError(f"{name} is a number of items, {span}, got {count!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _as_utc(text: str) -> datetime:

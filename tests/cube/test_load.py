@@ -18,7 +18,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from terramind_cube.cube.load import load_cube
-from terramind_cube.cube.reading import AssetError
+from terramind_cube.cube.failures import AssetError
 from terramind_cube.modalities import LULC_CLASSES, MODALITIES
 
 # rasterio 1.4 warns of its own in-memory target, once, when warping in threads.
@@ -385,7 +385,7 @@ def test_uncalibrated_radar_is_refused(tmp_path):
     [
         ({"modalities": ["S2L2"]}, r"Unknown modality 'S2L2'.*did you mean 'S2L2A'"),
         ({"modalities": []}, "modalities is empty"),
-        ({"modalities": ["NDVI"]}, "NDVI is not read from items"),
+        ({"modalities": ["Coordinates"]}, "Coordinates is not read from items"),
         ({"modalities": ["DEM"]}, r"No DEM item: The given list holds 1 items.*my-s2l2a \(1\)"),
         ({"datetime": "2019"}, r"No S2L2A item for datetime '2019'.*2024-05-01 to 2024-05-01"),
         ({"datetime": "spring"}, "Cannot read datetime 'spring'"),

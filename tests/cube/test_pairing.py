@@ -15,7 +15,7 @@ from terramind_cube.cube.pairing import (
     parse_tolerance,
 )
 from terramind_cube.modalities import MODALITIES
-from terramind_cube.stac.providers import ItemBands
+from terramind_cube.stac.bands import ItemBands
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 

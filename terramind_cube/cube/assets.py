@@ -1,0 +1,199 @@
+"""Reading a band of an item wherever it lies: signatures, time-outs, attempts, and what failed."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import rasterio
+
+from terramind_cube.cube.failures import AssetError
+from terramind_cube.cube.reading import BandSource, ContradictionError, read_pixels
+from terramind_cube.stac.access import find_access, without_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+    from odc.geo.geobox import GeoBox
+
+    from terramind_cube.stac.access import Signer
+
+__all__ = ["OnError", "ReadOptions", "Reading", "fetch", "is_remote", "with_dataset"]
+
+OnError = Literal["raise", "nodata"]
+
+_LONGEST_DELAY_S = 30.0
+# Neither waiting nor a new signature helps against these.
+_HOPELESS = re.compile(r"\b(404|410)\b|does not exist|No such file|Permission denied")
+_REFUSED = re.compile(r"\b(401|403)\b|AccessDenied|InvalidAuth|AuthenticationFailed")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How patiently remote files are read.
+
+    Parameters
+    ----------
+    timeout_s : float
+        Longest time of one request.
+    retries : int
+        Further attempts at reading a window of a file after one that failed.
+    delay_s : float
+        Wait before the first of them; it is doubled for each further one.
+    gdal : mapping of str to str
+        GDAL's configuration options, over those that a provider needs.
+
+    Raises
+    ------
+    ValueError
+        If a number is negative, or the time-out not positive.
+    """
+
+    timeout_s: float = 60.0
+    retries: int = 4
+    delay_s: float = 0.5
+    gdal: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (self.timeout_s > 0 and self.retries >= 0 and self.delay_s >= 0):
+            raise ValueError(
+                f"ReadOptions need timeout_s > 0, retries >= 0 and delay_s >= 0, got {self}."
+            )
+
+    def environment(self) -> dict[str, str]:
+        """Return GDAL's options."""
+        limit = str(max(math.ceil(self.timeout_s), 1))
+        return {
+            "GDAL_HTTP_TIMEOUT": limit,
+            "GDAL_HTTP_CONNECTTIMEOUT": limit,
+            **{str(key): str(value) for key, value in self.gdal.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all tasks of a cube know about reading.
+
+    Attributes
+    ----------
+    options : ReadOptions
+    sign : callable, optional
+        Turns an address into one that may be read now; called before each attempt.
+    on_error : {"raise", "nodata"}
+        Whether a file that cannot be read stops the computation, or its pixels are nodata.
+    failures : str
+        Identity of the list of what failed; empty where nothing may fail.
+    """
+
+    options: ReadOptions = field(default_factory=ReadOptions)
+    sign: Signer | None = None
+    on_error: OnError = "raise"
+    failures: str = ""
+
+
+def fetch(source: BandSource, geobox: GeoBox, reading: Reading) -> NDArray[Any]:
+    """Return the pixels of a band on a grid, in the unit of a cube.
+
+    Raises
+    ------
+    AssetError
+        Whatever goes wrong, naming item and file.
+    """
+
+    def read(dataset: rasterio.DatasetReader) -> NDArray[Any]:
+        return read_pixels(dataset, source, geobox)
+
+    pixels: NDArray[Any] = with_dataset(source, reading, read)
+    return pixels
+
+
+def with_dataset(
+    source: BandSource, reading: Reading, action: Callable[[rasterio.DatasetReader], Any]
+) -> Any:
+    """Open the file of a band and do something with it, as often as it takes.
+
+    Raises
+    ------
+    AssetError
+        If all attempts fail, or one in a way that no other would mend.
+    """
+    place = source.band
+    attempts = reading.options.retries + 1 if is_remote(place.href) else 1
+    reason = ""
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(min(reading.options.delay_s * 2 ** (attempt - 1), _LONGEST_DELAY_S))
+        try:
+            return _attempt(source, reading, action, attempt)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, it concerns this file
+            reason = _reason(error)
+            is_final = isinstance(error, ContradictionError | PermissionError)
+            if is_final or _HOPELESS.search(reason):
+                break
+    # Outside the handler: rasterio's errors do not pickle, and would travel as the context.
+    href = without_secrets(place.href)
+    raise AssetError(href, without_secrets(reason), source.item_id, place.asset)
+
+
+def is_remote(href: str) -> bool:
+    """Whether an address is not a path of this machine."""
+    return bool(urlsplit(href).scheme) or href.startswith("/vsi")
+
+
+def _attempt(
+    source: BandSource,
+    reading: Reading,
+    action: Callable[[rasterio.DatasetReader], Any],
+    attempt: int,
+) -> Any:
+    place = source.band
+    if not is_remote(place.href):
+        return _open(place.href, action)
+    access = find_access(place.href)
+    href, options = access.choose(place.href, place.alternate)
+    signer = reading.sign or access.signer
+    signed = href if signer is None else signer(href)
+    with rasterio.Env(**options, **reading.options.environment()):
+        try:
+            return _open(_path(signed, attempt), action)
+        except Exception as error:
+            renew = getattr(signer, "renew", None)
+            if renew is not None and _REFUSED.search(_reason(error)):
+                renew(signed)
+            raise
+
+
+def _open(path: str, action: Callable[[rasterio.DatasetReader], Any]) -> Any:
+    with rasterio.open(path, sharing=False) as dataset:
+        return action(dataset)
+
+
+def _path(href: str, attempt: int) -> str:
+    """Return what GDAL opens, an address passed on unaltered.
+
+    GDAL remembers an address that failed; a fragment, which no server sees, makes it a new one.
+    """
+    if href.startswith("s3://"):
+        return f"/vsis3/{href.removeprefix('s3://')}"
+    if href.startswith(("http://", "https://")):
+        return f"/vsicurl/{href}" + (f"#{attempt}" if attempt else "")
+    return href
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error and the errors behind it say."""
+    said: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        text = str(current) or type(current).__name__
+        if text not in said:
+            said.append(text)
+        current = current.__cause__
+    return "; ".join(said)

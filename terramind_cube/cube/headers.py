@@ -1,0 +1,197 @@
+"""What the items and files of a cube say about their grids, looked up once each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rasterio
+from rasterio.errors import RasterioError
+
+from terramind_cube.cube.assets import Reading, is_remote, with_dataset
+from terramind_cube.cube.failures import AssetError
+from terramind_cube.cube.mosaic import ItemSource
+from terramind_cube.cube.radiometry import Radiometry
+from terramind_cube.cube.reading import BandSource, DeclaredGrid, file_geobox
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from odc.geo.geobox import GeoBox
+
+    from terramind_cube.stac.bands import BandLocation, ItemBands
+
+__all__ = ["Headers"]
+
+_CRS_FIELDS = ("proj:code", "proj:wkt2", "proj:projjson", "proj:epsg")
+
+
+class Headers:
+    """Grids that items declare, and headers of local files, each read and checked once.
+
+    Parameters
+    ----------
+    reading : Reading
+        How files are read where an item does not say what is needed.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self._files: dict[str, tuple[GeoBox, int]] = {}
+        self._grids: dict[DeclaredGrid, GeoBox] = {}
+
+    def source(
+        self, found: ItemBands, radiometry: Radiometry, resampling: str, *, classes: bool = False
+    ) -> ItemSource:
+        """Return an item as tasks read it.
+
+        Parameters
+        ----------
+        found : ItemBands
+        radiometry : Radiometry
+        resampling : str
+        classes : bool
+            Whether the scene classification is read in place of the bands.
+
+        Raises
+        ------
+        AssetError
+            If a local file is missing, truncated, not a raster, or not georeferenced.
+        ValueError
+            If a local file has another number of bands than its modality.
+        """
+        places = found.bands
+        if classes and found.scene_classes is not None:
+            places = (found.scene_classes,)
+        declared = tuple(_declared(found, place) for place in places)
+        return ItemSource(
+            found.item.id,
+            places,
+            radiometry,
+            resampling,
+            declared,
+            self._footprint(found, places, declared),
+        )
+
+    def footprint(self, found: ItemBands) -> GeoBox | dict[str, Any]:
+        """Return where an item's pixels lie; its file is opened if the item does not tell.
+
+        Raises
+        ------
+        AssetError
+            If the file cannot be read.
+        """
+        declared = tuple(_declared(found, place) for place in found.bands)
+        if (known := self._footprint(found, found.bands, declared)) is not None:
+            return known
+        place = found.bands[0]
+        source = BandSource(
+            found.item.id, place, Radiometry("plain", "float32", 0), "nearest", declared[0]
+        )
+        grid: GeoBox = with_dataset(source, self.reading, file_geobox)
+        return grid
+
+    def _footprint(
+        self,
+        found: ItemBands,
+        places: tuple[BandLocation, ...],
+        declared: tuple[DeclaredGrid | None, ...],
+    ) -> GeoBox | dict[str, Any] | None:
+        """Return the grid of an item's finest band, else its geometry."""
+        grids = []
+        for place, grid in zip(places, declared, strict=True):
+            local = None if is_remote(place.href) else self._local(found, place)
+            if local is not None:
+                grids.append(local)
+            elif grid is not None:
+                grids.append(self._geobox(grid))
+        # Coarser bands may reach beyond it: 60 m pixels rarely fit an area.
+        finest = min(grids, key=lambda grid: abs(grid.resolution.x), default=None)
+        return finest if finest is not None else found.item.geometry
+
+    def _geobox(self, grid: DeclaredGrid) -> GeoBox:
+        if grid not in self._grids:
+            self._grids[grid] = grid.geobox()
+        return self._grids[grid]
+
+    def _local(self, found: ItemBands, place: BandLocation) -> GeoBox | None:
+        """Return the grid of a local file, after looking at it; None where it may be missing."""
+        try:
+            return self._checked(found, place)
+        except (AssetError, ValueError):
+            if self.reading.on_error == "raise":
+                raise
+            return None
+
+    def _checked(self, found: ItemBands, place: BandLocation) -> GeoBox:
+        if place.href not in self._files:
+            self._files[place.href] = _read_header(place, found.item.id)
+        geobox, count = self._files[place.href]
+        expected = place.file_bands
+        if place.index > count or expected not in {None, count}:
+            raise ValueError(
+                f"{place.href} of item {found.item.id!r} has {count} bands where "
+                f"{found.modality.name} needs {', '.join(found.modality.bands)}: list the bands "
+                "of the file in eo:bands."
+            )
+        return geobox
+
+
+def _declared(found: ItemBands, place: BandLocation) -> DeclaredGrid | None:
+    """Return the grid that an item declares for a band."""
+    own, shared = found.item.assets[place.asset].extra_fields, found.item.properties
+
+    def field(name: str) -> Any:
+        value = own.get(name)
+        return shared.get(name) if value is None else value
+
+    shape, transform = field("proj:shape"), field("proj:transform")
+    crs = next((value for name in _CRS_FIELDS if (value := field(name)) is not None), None)
+    if crs is None or shape is None or transform is None:
+        return None
+    text = f"EPSG:{crs}" if isinstance(crs, int) else _text(crs)
+    return DeclaredGrid(text, (int(shape[0]), int(shape[1])), tuple(map(float, transform[:6])))
+
+
+def _text(crs: str | Mapping[str, Any]) -> str:
+    if isinstance(crs, str):
+        return crs
+    from pyproj import CRS
+
+    return str(CRS.from_json_dict(dict(crs)).to_wkt())
+
+
+def _read_header(place: BandLocation, item_id: str) -> tuple[GeoBox, int]:
+    """Return grid and number of bands of a local file."""
+    path = Path(place.href)
+    if not path.is_file():
+        raise AssetError(place.href, "there is no such file", item_id, place.asset)
+    try:
+        with rasterio.open(path) as dataset:
+            end = _last_byte(dataset) if dataset.driver == "GTiff" else 0
+            geobox = None if dataset.crs is None else file_geobox(dataset)
+            count = dataset.count
+    except RasterioError as error:
+        reason = f"it is damaged or no raster ({error})"
+        raise AssetError(place.href, reason, item_id, place.asset) from error
+    if (size := path.stat().st_size) < end:
+        reason = f"it is truncated: {size} bytes where its blocks need {end}"
+        raise AssetError(place.href, reason, item_id, place.asset)
+    if geobox is None:
+        raise AssetError(place.href, "it has no coordinate reference system", item_id, place.asset)
+    return geobox, count
+
+
+def _last_byte(dataset: rasterio.DatasetReader) -> int:
+    """Return where the furthest block of a TIFF ends, in bytes from its start."""
+    bands = [1] if dataset.interleaving == rasterio.enums.Interleaving.pixel else dataset.indexes
+    block_y, block_x = dataset.block_shapes[0]
+    end = 0
+    for band in bands:
+        for y in range(-(-dataset.height // block_y)):
+            for x in range(-(-dataset.width // block_x)):
+                start = dataset.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band)
+                if start is not None:  # a sparse block has none
+                    size = dataset.get_tag_item(f"BLOCK_SIZE_{x}_{y}", "TIFF", bidx=band)
+                    end = max(end, int(start) + int(size))
+    return end

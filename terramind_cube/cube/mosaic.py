@@ -1,0 +1,317 @@
+"""Lazy mosaics of items: one task for each step, band and chunk, and nothing that is not needed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import dask.array
+import numpy as np
+from dask._task_spec import Alias, Task
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+from odc.geo import CRS
+from odc.geo.geobox import GeoBox
+from shapely.geometry import shape
+
+from terramind_cube.cube.assets import Reading, fetch
+from terramind_cube.cube.failures import AssetError, report_failure
+from terramind_cube.cube.grids import boundary, nearest_longitude
+from terramind_cube.cube.radiometry import is_invalid
+from terramind_cube.cube.reading import BandSource, DeclaredGrid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from terramind_cube.cube.radiometry import Radiometry
+    from terramind_cube.stac.bands import BandLocation
+
+__all__ = ["ChunkedGrid", "ItemSource", "Mosaic", "lazy_mosaic"]
+
+da: Any = dask.array  # only partly typed
+
+_GEOMETRY_MARGIN_DEG = 0.05
+_MARGIN_PX = 3
+
+
+@dataclass(frozen=True)
+class ItemSource:
+    """The bands of one item as tasks read them.
+
+    Attributes
+    ----------
+    item_id : str
+    bands : tuple of BandLocation
+    radiometry : Radiometry
+    resampling : str
+    declared : tuple of DeclaredGrid or None
+        Grid of each band, where the item declares it.
+    footprint : GeoBox, GeoJSON geometry or None
+        Where its pixels lie; None is anywhere.
+    """
+
+    item_id: str
+    bands: tuple[BandLocation, ...]
+    radiometry: Radiometry
+    resampling: str
+    declared: tuple[DeclaredGrid | None, ...]
+    footprint: GeoBox | dict[str, Any] | None = None
+
+    def band(self, index: int) -> BandSource:
+        """Return one band, for a task."""
+        return BandSource(
+            self.item_id,
+            self.bands[index],
+            self.radiometry,
+            self.resampling,
+            self.declared[index],
+        )
+
+
+class ChunkedGrid:
+    """A grid cut into chunks, and which chunks an item touches.
+
+    Parameters
+    ----------
+    geobox : GeoBox
+    chunks_px : mapping
+        Chunk lengths of ``"y"`` and ``"x"``; -1 is all.
+    """
+
+    def __init__(self, geobox: GeoBox, chunks_px: Mapping[str, int]) -> None:
+        self.geobox = geobox
+        self.chunks = tuple(
+            _lengths(size, chunks_px[dim]) for size, dim in zip(geobox.shape.yx, "yx", strict=True)
+        )
+        self._edges: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        self._touched: dict[Any, list[tuple[int, int]]] = {}
+
+    @cached_property
+    def geoboxes(self) -> list[list[GeoBox]]:
+        """Grid of each chunk, row by row."""
+        starts = [np.cumsum((0, *lengths)).tolist() for lengths in self.chunks]
+        return [
+            [self.geobox[y0:y1, x0:x1] for x0, x1 in zip(starts[1], starts[1][1:], strict=False)]
+            for y0, y1 in zip(starts[0], starts[0][1:], strict=False)
+        ]
+
+    def touched(self, footprint: GeoBox | dict[str, Any] | None) -> list[tuple[int, int]]:
+        """Return row and column of the chunks that a footprint may have pixels in."""
+        everywhere = [
+            (y, x) for y in range(len(self.chunks[0])) for x in range(len(self.chunks[1]))
+        ]
+        if footprint is None:
+            return everywhere
+        key = footprint if isinstance(footprint, GeoBox) else id(footprint)
+        if key not in self._touched:
+            self._touched[key] = [
+                place for place, is_touched in zip(everywhere, self._tests(footprint), strict=True)
+                if is_touched
+            ]  # fmt: skip
+        return self._touched[key]
+
+    def _tests(self, footprint: GeoBox | dict[str, Any]) -> NDArray[np.bool_]:
+        if isinstance(footprint, GeoBox):
+            crs, box = footprint.crs, footprint.boundingbox.bbox
+            margin = _MARGIN_PX * max(abs(footprint.resolution.x), abs(footprint.resolution.y))
+        else:
+            crs, box, margin = CRS("EPSG:4326"), shape(footprint).bounds, _GEOMETRY_MARGIN_DEG
+        x, y = self._edges_in(crs)
+        if crs.geographic:
+            x = nearest_longitude(x, (box[0] + box[2]) / 2)
+        # A chunk that cannot be expressed in the file's CRS is left to the task.
+        is_unknown = ~(np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1))
+        is_outside = (
+            (x.max(axis=1) < box[0] - margin)
+            | (x.min(axis=1) > box[2] + margin)
+            | (y.max(axis=1) < box[1] - margin)
+            | (y.min(axis=1) > box[3] + margin)
+        )
+        tests: NDArray[np.bool_] = is_unknown | ~is_outside
+        return tests
+
+    def _edges_in(self, crs: CRS) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return x and y, in a CRS, of points around each chunk: arrays (chunk, point)."""
+        key = str(crs)
+        if key not in self._edges:
+            rings = [boundary(geobox) for row in self.geoboxes for geobox in row]
+            x, y = (np.stack(values) for values in zip(*rings, strict=True))
+            if crs != self.geobox.crs:
+                x, y = self.geobox.crs.transformer_to_crs(crs)(x, y)
+            self._edges[key] = np.asarray(x), np.asarray(y)
+        return self._edges[key]
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """What the tasks of one variable share.
+
+    Attributes
+    ----------
+    name : str
+        Of the variable.
+    dtype : str
+    fill_value : float
+    reading : Reading
+    band_axis : bool
+        Whether the result has one.
+    margin_px : int
+        Pixels around a chunk that `finish` needs.
+    finish : callable, optional
+        Turns a mosaic of a chunk, with its margin, into the result's pixels, with the margin.
+    result : str, optional
+        Data type of what it returns.
+    """
+
+    name: str
+    dtype: str
+    fill_value: float
+    reading: Reading
+    band_axis: bool = True
+    margin_px: int = 0
+    finish: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    result: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """Sources of one chunk, earlier ones above later ones.
+
+    No bare tuple: dask would look for keys in it.
+    """
+
+    sources: tuple[ItemSource, ...]
+
+
+def lazy_mosaic(
+    steps: Sequence[Sequence[ItemSource]],
+    places: Sequence[int | None],
+    bands: int,
+    grid: ChunkedGrid,
+    mosaic: Mosaic,
+) -> Any:
+    """Return mosaics of some steps as a lazy array in the unit of a cube.
+
+    Parameters
+    ----------
+    steps : sequence of sequences of ItemSource
+        Sources of each step; earlier ones cover later ones.
+    places : sequence of int or None
+        Step at each place of the time axis, None for nodata.
+    bands : int
+        Number of bands.
+    grid : ChunkedGrid
+    mosaic : Mosaic
+
+    Returns
+    -------
+    dask.array.Array, shape (time, band, y, x) or (time, y, x)
+        One chunk per time, band and chunk of the grid; a task for each.
+    """
+    name = f"{mosaic.name}-{_token(steps, places, grid, mosaic)}"
+    empty = _Layers(())
+    graph: dict[tuple[Any, ...], Any] = {}
+    written: dict[int | None, int] = {}
+    chunks = [
+        (y, x, grid.geoboxes[y][x])
+        for y in range(len(grid.chunks[0]))
+        for x in range(len(grid.chunks[1]))
+    ]
+    for time, place in enumerate(places):
+        if place in written:  # two dates share a scene: it is read once
+            first = written[place]
+            for y, x, _ in chunks:
+                for band in range(bands):
+                    key = _key(name, time, band, y, x, mosaic)
+                    graph[key] = Alias(key, _key(name, first, band, y, x, mosaic))
+            continue
+        written[place] = time
+        layers: dict[tuple[int, int], list[ItemSource]] = {}
+        for source in () if place is None else steps[place]:
+            for chunk in grid.touched(source.footprint):
+                layers.setdefault(chunk, []).append(source)
+        for y, x, geobox in chunks:
+            held = layers.get((y, x))
+            shared = empty if held is None else _Layers(tuple(held))
+            for band in range(bands):
+                key = _key(name, time, band, y, x, mosaic)
+                graph[key] = Task(key, _read_chunk, shared, band, geobox, mosaic)
+    axes = ((1,) * len(places), (1,) * bands, *grid.chunks)
+    if not mosaic.band_axis:
+        axes = (axes[0], *axes[2:])
+    return da.Array(
+        HighLevelGraph.from_collections(name, graph, dependencies=()),
+        name,
+        axes,
+        meta=np.empty((0,) * len(axes), mosaic.result or mosaic.dtype),
+    )
+
+
+def _key(name: str, time: int, band: int, y: int, x: int, mosaic: Mosaic) -> tuple[Any, ...]:
+    return (name, time, band, y, x) if mosaic.band_axis else (name, time, y, x)
+
+
+def _read_chunk(layers: _Layers, band: int, geobox: GeoBox, mosaic: Mosaic) -> NDArray[Any]:
+    """Read one chunk of one band: sources from the top until no pixel is invalid."""
+    margin = mosaic.margin_px
+    area = geobox.pad(margin) if margin else geobox
+    pixels: NDArray[Any] | None = None
+    for source in layers.sources:
+        try:
+            read = fetch(source.band(band), area, mosaic.reading)
+        except AssetError as error:
+            if mosaic.reading.on_error == "raise":
+                raise
+            place = f"{error.item_id}, {error.asset}, {error.href}: {error.reason}"
+            report_failure(mosaic.reading.failures, place)
+            continue
+        if pixels is None:
+            pixels = read
+        else:
+            pixels = np.where(is_invalid(pixels, mosaic.fill_value), read, pixels)
+        if not is_invalid(pixels, mosaic.fill_value).any():
+            break
+    if pixels is None:
+        pixels = np.full(area.shape.yx, mosaic.fill_value, mosaic.dtype)
+    if mosaic.finish is not None:
+        pixels = mosaic.finish(pixels)
+    inner = pixels[margin:-margin, margin:-margin] if margin else pixels
+    inner = np.ascontiguousarray(inner, mosaic.result or mosaic.dtype)
+    return inner[None, None] if mosaic.band_axis else inner[None]
+
+
+def _token(
+    steps: Sequence[Sequence[ItemSource]],
+    places: Sequence[int | None],
+    grid: ChunkedGrid,
+    mosaic: Mosaic,
+) -> str:
+    """Return a name for the same pixels: equal inputs give equal names.
+
+    Addresses are hashed as text: dask's own way would take longer than the rest of the graph.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for step in steps:
+        for source in step:
+            hrefs = "|".join(f"{band.href}#{band.index}" for band in source.bands)
+            digest.update(
+                f"{source.item_id}|{hrefs}|{source.radiometry}{source.resampling}".encode()
+            )
+        digest.update(b"/")
+    shared = (
+        list(places), str(grid.geobox), grid.chunks, mosaic.name, mosaic.margin_px, mosaic.finish,
+        mosaic.reading,
+    )  # fmt: skip
+    digest.update(tokenize(shared).encode())
+    return digest.hexdigest()
+
+
+def _lengths(size: int, chunk: int) -> tuple[int, ...]:
+    if chunk in (-1, 0) or chunk >= size:
+        return (size,)
+    rest = size % chunk
+    return (*(chunk,) * (size // chunk), *((rest,) if rest else ()))

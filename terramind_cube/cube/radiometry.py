@@ -1,0 +1,184 @@
+"""From the numbers in a file to the units of a cube."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from terramind_cube.modalities import LULC_CLASSES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from terramind_cube.stac.bands import ItemBands
+
+__all__ = ["S2_OFFSETS", "Radiometry", "decode", "encode", "is_invalid", "ndvi", "rgb"]
+
+S2_OFFSETS = ("remove", "keep", "add")
+"""What may be asked for Sentinel-2's offset of 1000 DN: taken off, left as delivered, put on."""
+
+_ADDED_DN = 1000
+# Grass (3) and scrub (6) of the map's first edition were merged into rangeland later.
+_MERGED_CLASSES = {3: 9, 6: 9}
+_RGB_WHITE_DN = 2000
+
+Kind = Literal["reflectance", "power", "decibel", "provider classes", "plain"]
+
+
+@dataclass(frozen=True)
+class Radiometry:
+    """How the numbers of one item become those of a cube.
+
+    Attributes
+    ----------
+    kind : str
+        "reflectance" (digital numbers), "power" (linear backscatter), "decibel",
+        "provider classes" (the annual map's codes), or "plain".
+    dtype : str
+        Of the cube.
+    fill_value : float
+        Of invalid pixels in the cube.
+    nodata : float or None
+        Of invalid pixels in the file, besides the file's own.
+    offset_dn : int
+        Added to digital numbers.
+    """
+
+    kind: Kind
+    dtype: str
+    fill_value: float
+    nodata: float | None = None
+    offset_dn: int = 0
+
+    @classmethod
+    def of(cls, source: ItemBands, s2_offset: str = "remove") -> Radiometry:
+        """Return the radiometry of an item's bands."""
+        modality = source.modality
+        kind: Kind = "plain"
+        if modality.units == "1e-4":
+            kind = "reflectance"
+        elif modality.units == "dB":
+            kind = "power" if source.is_linear_power else "decibel"
+        elif source.has_provider_classes:
+            kind = "provider classes"
+        added = added_offset_dn(source.offset_dn, s2_offset)
+        return cls(kind, modality.dtype, modality.fill_value, source.nodata, added)
+
+
+def added_offset_dn(offset_dn: int, s2_offset: str) -> int:
+    """Return what reading adds to an item's digital numbers, given its own offset."""
+    return {"remove": offset_dn, "keep": 0, "add": offset_dn + _ADDED_DN}[s2_offset]
+
+
+def decode(
+    raw: NDArray[Any],
+    radiometry: Radiometry,
+    file_nodata: float | None = None,
+    *,
+    interpolated: bool = True,
+) -> NDArray[Any]:
+    """Return pixels that may be interpolated, invalid ones as the fill value.
+
+    Backscatter comes out as linear power (float32, NaN): a mean of decibels is no mean.
+
+    Parameters
+    ----------
+    raw : numpy.ndarray
+        As in the file.
+    radiometry : Radiometry
+    file_nodata : float, optional
+        Fill value that the file declares.
+    interpolated : bool
+        Whether they will be; if not, decibels stay what they are.
+
+    Raises
+    ------
+    ValueError
+        If optical bands or classes are floating point: they are digital numbers and codes.
+    """
+    invalid = np.zeros(raw.shape, np.bool_)
+    for value in (radiometry.nodata, file_nodata):
+        if value is not None:
+            invalid |= np.isnan(raw) if math.isnan(value) else raw == value
+    if radiometry.kind in ("power", "decibel", "plain") and radiometry.dtype == "float32":
+        pixels = raw.astype(np.float32)
+        if radiometry.kind == "decibel" and interpolated:
+            pixels = np.power(np.float32(10), pixels / np.float32(10))
+        if radiometry.kind == "power":
+            invalid |= ~(pixels > 0)
+        return np.where(invalid, np.float32(np.nan), pixels)
+    if raw.dtype.kind not in "iu":
+        raise ValueError(
+            f"its pixels are {raw.dtype}, where integers are expected: reflectance is read as "
+            "digital numbers (x 10000), classes as codes"
+        )
+    if radiometry.kind == "reflectance":
+        # A valid pixel never becomes 0, which is nodata.
+        shifted = np.clip(raw.astype(np.int32) + radiometry.offset_dn, 1, 65535)
+        return np.where(invalid | (raw == 0), 0, shifted).astype(np.uint16)
+    codes = _class_table()[np.clip(raw, 0, 255)] if radiometry.kind == "provider classes" else raw
+    return np.where(invalid, radiometry.fill_value, codes).astype(radiometry.dtype)
+
+
+def encode(pixels: NDArray[Any], radiometry: Radiometry) -> NDArray[Any]:
+    """Return decoded pixels in the unit of a cube: linear power becomes dB."""
+    if radiometry.kind not in ("power", "decibel"):
+        return pixels
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decibel = 10 * np.log10(np.where(pixels > 0, pixels, np.nan))
+    return decibel.astype(np.float32)
+
+
+def is_invalid(pixels: NDArray[Any], fill_value: float) -> NDArray[np.bool_]:
+    """Return where pixels are the fill value."""
+    return np.isnan(pixels) if math.isnan(fill_value) else pixels == fill_value
+
+
+def ndvi(red: NDArray[Any], near_infrared: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the normalised difference vegetation index (Rouse et al. 1974).
+
+    Parameters
+    ----------
+    red, near_infrared : numpy.ndarray of uint16
+        B04 and B08 as reflectance x 10000 without offset, which would bias a ratio; 0 is nodata.
+
+    Returns
+    -------
+    numpy.ndarray of float32
+        -1 to 1, NaN where a band is invalid.
+    """
+    low, high = red.astype(np.float32), near_infrared.astype(np.float32)
+    valid = (red != 0) & (near_infrared != 0)
+    total = np.where(valid, low + high, np.float32(1))
+    return np.where(valid, (high - low) / total, np.float32(np.nan)).astype(np.float32)
+
+
+def rgb(band: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return one visible band as TerraMind saw it: reflectance 0 to 0.2 as 0 to 255.
+
+    Parameters
+    ----------
+    band : numpy.ndarray of uint16
+        B04, B03 or B02 as reflectance x 10000 without offset; 0 is nodata.
+
+    Returns
+    -------
+    numpy.ndarray of uint8
+        A valid pixel is at least 1: 0 is nodata.
+    """
+    scaled = np.minimum(band.astype(np.float32), _RGB_WHITE_DN) / _RGB_WHITE_DN * 255
+    return np.where(band == 0, 0, np.maximum(scaled.astype(np.uint8), 1)).astype(np.uint8)
+
+
+def _class_table() -> NDArray[np.uint8]:
+    """Return TerraMind's class of each of the annual map's codes, 0 for unknown ones."""
+    table = np.zeros(256, np.uint8)
+    codes: Mapping[int, int] = {row.provider_value: row.value for row in LULC_CLASSES}
+    for code, value in (_MERGED_CLASSES | dict(codes)).items():
+        table[code] = value
+    return table

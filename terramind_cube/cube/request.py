@@ -1,0 +1,234 @@
+"""What is asked for when a cube is loaded, checked before anything is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pystac
+import pystac_client
+from rasterio.enums import Resampling
+
+from terramind_cube.cube.radiometry import S2_OFFSETS
+from terramind_cube.modalities import MODALITIES, Modality, find_modality, nearest_name
+from terramind_cube.stac.catalogs import StaticCatalog, open_catalog
+from terramind_cube.stac.finding import find_bands
+from terramind_cube.stac.providers import DERIVED, LOADABLE
+from terramind_cube.stac.search import Filters, parse_interval
+
+if TYPE_CHECKING:
+    from terramind_cube.stac.bands import ItemBands
+    from terramind_cube.stac.catalogs import Catalog
+    from terramind_cube.stac.search import DatetimeQuery
+
+__all__ = ["DEFAULT_CHUNKS_PX", "CubeRequest", "as_catalog", "check_chunks", "check_modalities"]
+
+DEFAULT_CHUNKS_PX: Mapping[str, int] = {"y": 896, "x": 896}
+
+_SAME_PASS = timedelta(hours=12)
+_DERIVED_BANDS: Mapping[str, tuple[str, ...]] = {
+    "NDVI": ("B04", "B08"),
+    "RGB": ("B04", "B03", "B02"),
+}
+_COMMON_NAMES: Mapping[str, str] = {
+    "coastal": "B01", "blue": "B02", "green": "B03", "red": "B04", "rededge1": "B05",
+    "rededge2": "B06", "rededge3": "B07", "nir": "B08", "nir08": "B8A", "nir09": "B09",
+    "cirrus": "B10", "swir16": "B11", "swir22": "B12", "vv": "VV", "vh": "VH",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CubeRequest:
+    """What to load from where.
+
+    Attributes
+    ----------
+    catalog : Catalog
+    asked : tuple of Modality
+        In the order in which they lead the time axis; derived ones last.
+    area : GeoJSON geometry or None
+    datetime : DatetimeQuery or None
+    pair_within : timedelta
+    filters : Filters
+    bands : mapping of str to tuple of str
+        Bands of the modalities that are not read whole.
+    s2_offset : str
+    resampling : mapping of str to str
+        GDAL's method by modality, over the providers' rows.
+    clouds : bool
+        Whether scene classifications become masks.
+    """
+
+    catalog: Catalog
+    asked: tuple[Modality, ...]
+    area: dict[str, Any] | None = None
+    datetime: DatetimeQuery | None = None
+    pair_within: timedelta = timedelta(days=7)
+    filters: Filters = field(default_factory=Filters)
+    bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    s2_offset: str = "remove"
+    resampling: Mapping[str, str] = field(default_factory=dict)
+    clouds: bool = True
+
+    def __post_init__(self) -> None:
+        if self.datetime is not None:
+            parse_interval(self.datetime)
+        if self.s2_offset not in S2_OFFSETS:
+            raise ValueError(
+                f"s2_offset is one of {', '.join(map(repr, S2_OFFSETS))}, got {self.s2_offset!r}."
+            )
+        names = [modality.name for modality in self.asked]
+        object.__setattr__(self, "bands", _check_bands(self.bands, names))
+        for name, method in self.resampling.items():
+            _check_asked("resampling", name, [*names, "S2L2A"])
+            if method not in Resampling.__members__:
+                near = nearest_name(str(method), Resampling.__members__)
+                raise ValueError(f"resampling of {name}: unknown method {method!r}: {near}.")
+
+    @property
+    def read(self) -> tuple[Modality, ...]:
+        """Modalities that are read from items, the one that leads the time axis first."""
+        names = {"S2L2A" if row.name in DERIVED else row.name for row in self.asked}
+        return tuple(sorted((MODALITIES[name] for name in names), key=_lead))
+
+    def has(self, name: str) -> bool:
+        """Whether a modality was asked for."""
+        return any(row.name == name for row in self.asked)
+
+    def labels(self, modality: Modality) -> tuple[str, ...]:
+        """Return the bands of a modality that are read, in its order."""
+        wanted = set(self.bands.get(modality.name, modality.bands))
+        if not self.has(modality.name):
+            wanted = set()
+        if modality.name == "S2L2A":
+            wanted.update(*(_DERIVED_BANDS[row.name] for row in self.asked if row.name in DERIVED))
+        return tuple(band for band in modality.bands if band in wanted)
+
+    def find(
+        self, modality: Modality, area: Any, window: DatetimeQuery | None = None
+    ) -> list[ItemBands]:
+        """Search for one modality; a static layer at any time."""
+        when = None if modality.temporal == "static" else window or self.datetime
+        return find_bands(
+            self.catalog,
+            modality,
+            area=area,
+            datetime=when,
+            filters=self.filters,
+            bands=self.labels(modality),
+        )
+
+    def tolerance(self, modality: Modality) -> timedelta:
+        """Return how far a scene may be from the date that it is paired to."""
+        # Both optical levels show one acquisition; another day's would be another scene.
+        return self.pair_within if modality.units == "dB" else _SAME_PASS
+
+    def window(self, modality: Modality, times: Sequence[datetime]) -> DatetimeQuery:
+        """Return when to search for what is paired to a time axis."""
+        if modality.temporal == "annual":
+            first, last = min(times).year, max(times).year
+            return datetime(first, 1, 1, tzinfo=UTC), datetime(last, 12, 31, 23, 59, 59, tzinfo=UTC)
+        reach = self.tolerance(modality)
+        return min(times) - reach, max(times) + reach
+
+    def method(self, source: ItemBands) -> str:
+        """Return how an item is resampled: as asked, as its row says, or by its unit."""
+        modality = source.modality
+        if (asked := self.resampling.get(modality.name)) is not None:
+            return asked
+        if source.row is not None and source.row.modality == modality.name:
+            return source.row.resampling
+        return "bilinear" if modality.dtype == "float32" else "nearest"
+
+
+def check_modalities(names: Sequence[str]) -> tuple[Modality, ...]:
+    """Return the rows of the modalities, those that lead the time axis first, derived ones last.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or one that is unknown or not in catalogs.
+    """
+    rows = [find_modality(name) for name in ([names] if isinstance(names, str) else names)]
+    known = (*LOADABLE, *DERIVED)
+    if not rows:
+        raise ValueError(f"modalities is empty: name some of {', '.join(known)}.")
+    for row in rows:
+        if row.name not in known:
+            raise ValueError(
+                f"{row.name} is not read from items: load_cube reads {', '.join(known)}."
+            )
+    return tuple(sorted(dict.fromkeys(rows), key=_lead))
+
+
+def as_catalog(source: Any) -> Catalog:
+    """Return a catalog of what a user may hand over: a catalog, its address, a client, or items.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    if isinstance(source, str | Path | pystac_client.Client):
+        return open_catalog(source)
+    if isinstance(source, pystac.Catalog):
+        return StaticCatalog(f"Catalog {source.id!r}", tuple(source.get_items(recursive=True)))
+    if hasattr(source, "search_items"):
+        return cast("Catalog", source)
+    items = tuple(source) if isinstance(source, Iterable) else (source,)
+    for item in items:
+        if not isinstance(item, pystac.Item):
+            raise ValueError(  # noqa: TRY004
+                f"Expected a catalog, its path or URL, or pystac items, got {type(item).__name__}."
+            )
+    return StaticCatalog("The given list", items)
+
+
+def check_chunks(chunks: Mapping[str, int] | None) -> dict[str, int]:
+    """Return the chunk lengths of time, y and x, with their defaults.
+
+    Raises
+    ------
+    ValueError
+        If another dimension is named, or a length is none.
+    """
+    given = dict(chunks or {})
+    known = {"time": 1, **DEFAULT_CHUNKS_PX}
+    if not given.keys() <= known.keys() or not all(n == -1 or n > 0 for n in given.values()):
+        raise ValueError(f"chunks maps time, y and x to lengths (-1 for all), got {chunks!r}.")
+    return known | given
+
+
+def _lead(modality: Modality) -> tuple[bool, int, int]:
+    order = ("instant", "annual", "static")
+    places = (*LOADABLE, *DERIVED)
+    is_derived = modality.name in DERIVED
+    return is_derived, order.index(modality.temporal), places.index(modality.name)
+
+
+def _check_asked(what: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise ValueError(f"{what} names {name}; the modalities are {', '.join(names)}.")
+
+
+def _check_bands(
+    bands: Mapping[str, Sequence[str]], names: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return labels of bands, also for those given by their common names."""
+    checked = {}
+    for name, wanted in bands.items():
+        _check_asked("bands", name, names)
+        if isinstance(wanted, str):
+            raise ValueError(f"bands of {name} is a list: give [{wanted!r}].")  # noqa: TRY004
+        known = MODALITIES[name].bands
+        labels = [_COMMON_NAMES.get(str(band).lower(), str(band).upper()) for band in wanted]
+        unknown = [str(b) for b, label in zip(wanted, labels, strict=True) if label not in known]
+        if unknown or not labels:
+            raise ValueError(
+                f"bands of {name}: {', '.join(unknown) or 'none'} given; it has {', '.join(known)}."
+            )
+        checked[name] = tuple(label for label in known if label in labels)
+    return checked

@@ -1,0 +1,166 @@
+"""Time steps of every modality of a request, on one time axis."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import shapely
+from shapely.geometry import shape
+
+from terramind_cube.cube.grids import geographic_extent, place_of, to_geographic
+from terramind_cube.cube.pairing import (
+    TimeStep,
+    group_steps,
+    pair_nearest,
+    pair_scenes,
+    pair_years,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from odc.geo.geobox import GeoBox
+
+    from terramind_cube.cube.request import CubeRequest
+    from terramind_cube.modalities import Modality
+    from terramind_cube.stac.bands import ItemBands
+
+__all__ = ["Series", "find_series", "middle_longitude", "steps_of"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """The scenes of one modality along the time axis of a cube.
+
+    Attributes
+    ----------
+    modality : Modality
+    steps : tuple of TimeStep
+        Those that are used, in order of time.
+    places : tuple of int or None
+        Step at each place of the time axis, None where there is none.
+    leads : bool
+        Whether it gives the time axis.
+    """
+
+    modality: Modality
+    steps: tuple[TimeStep, ...]
+    places: tuple[int | None, ...]
+    leads: bool
+
+    @property
+    def chosen(self) -> list[TimeStep | None]:
+        """Step at each place of the time axis."""
+        return [None if place is None else self.steps[place] for place in self.places]
+
+
+def find_series(
+    request: CubeRequest, leading: list[ItemBands], grid: GeoBox
+) -> tuple[list[datetime], list[Series]]:
+    """Search for the modalities that follow the leading one, and pair all on its time axis.
+
+    Parameters
+    ----------
+    request : CubeRequest
+    leading : list of ItemBands
+        Items of the modality that leads.
+    grid : GeoBox
+
+    Returns
+    -------
+    times : list of datetime
+    series : list of Series
+        In the order of `CubeRequest.read`.
+
+    Raises
+    ------
+    ValueError
+        If a modality has no item, or none that pairs with any date.
+
+    Warns
+    -----
+    UserWarning
+        If some dates stay without a modality.
+    """
+    first, *others = request.read
+    axis = steps_of(first, leading, grid)
+    times = [step.time for step in axis]
+    series = [Series(first, tuple(axis), tuple(range(len(axis))), leads=True)]
+    for modality in others:
+        extent = geographic_extent(grid)
+        found = request.find(modality, extent, request.window(modality, times))
+        steps = steps_of(modality, found, grid)
+        places = _pair(request, modality, times, steps)
+        used = sorted({place for place in places if place is not None})
+        if not used:
+            raise ValueError(_unpaired(modality, times, steps))
+        kept = tuple(None if place is None else used.index(place) for place in places)
+        chosen = tuple(steps[place] for place in used)
+        series.append(Series(modality, chosen, kept, leads=False))
+    return times, series
+
+
+def steps_of(modality: Modality, found: Sequence[ItemBands], grid: GeoBox) -> list[TimeStep]:
+    """Return the steps of some items, radar ones with the share of the grid that they cover."""
+    steps = group_steps(found, longitude_deg=middle_longitude(grid))
+    if modality.units != "dB":
+        return steps
+    area = shape(geographic_extent(grid))
+    return [replace(step, coverage=_coverage(step, area)) for step in steps]
+
+
+def middle_longitude(grid: GeoBox) -> float:
+    """Return the longitude of a grid's middle, in degrees."""
+    height, width = grid.shape.yx
+    x, y = place_of(grid.affine, width / 2, height / 2)
+    return float(to_geographic(grid.crs, x, y)[0])
+
+
+def _coverage(step: TimeStep, area: Any) -> float:
+    geometries = [source.item.geometry for source in step.sources]
+    if None in geometries or area.area == 0:
+        return 1.0
+    try:
+        shared = shapely.union_all([shape(geometry) for geometry in geometries]).intersection(area)
+    except shapely.errors.GEOSException:  # some providers' outlines cross themselves
+        return 1.0
+    # Rounded, so that outlines which differ by noise do not decide between orbits.
+    return round(float(shared.area / area.area), 3)
+
+
+def _pair(
+    request: CubeRequest, modality: Modality, times: Sequence[datetime], steps: Sequence[TimeStep]
+) -> list[int | None]:
+    """Pair steps to the time axis, and warn of dates that stay without."""
+    if modality.temporal == "static":
+        return [0]
+    if modality.temporal == "annual":
+        places = pair_years(times, steps)
+    elif modality.units == "dB":
+        places = pair_scenes(times, steps, request.tolerance(modality))
+    else:
+        places = pair_nearest(times, steps, request.tolerance(modality))
+    alone = [time for time, place in zip(times, places, strict=True) if place is None]
+    if alone and len(alone) < len(times):
+        warnings.warn(
+            f"{modality.name} has no scene for {_dates(alone)}: its pixels are nodata there.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return places
+
+
+def _unpaired(modality: Modality, times: Sequence[datetime], steps: Sequence[TimeStep]) -> str:
+    found = _dates([step.time for step in steps])
+    return (
+        f"No {modality.name} item pairs with {_dates(times)}: there are items of {found}. Widen "
+        "pair_within, or choose another datetime."
+    )
+
+
+def _dates(times: Sequence[datetime]) -> str:
+    dates = list(dict.fromkeys(time.date().isoformat() for time in times))
+    return ", ".join(dates[:6]) + (f" and {len(dates) - 6} more" if len(dates) > 6 else "")

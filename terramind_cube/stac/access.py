@@ -1,0 +1,202 @@
+"""How the files of providers are reached: GDAL's options, signatures, keys from the environment.
+
+Rows are chosen by the address of a file, so that items of any origin are read the same way. Options
+travel with each read; nothing global is set, and no secret is put into a graph: keys and tokens are
+looked up where a file is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+__all__ = ["ACCESS", "Access", "BlobSigner", "Signer", "find_access", "without_secrets"]
+
+Signer = Callable[[str], str]
+"""Turns an address into one that may be read now."""
+
+_TOKEN_TIMEOUT_S = 30
+_TOKEN_MARGIN_S = 300
+# What one reader of Cloud-Optimized GeoTIFFs needs: no listing of folders, the header in one
+# request, neighbouring blocks in one request, and a cache of what was read.
+_HTTP: Mapping[str, str] = MappingProxyType(
+    {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+        "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+        "GDAL_HTTP_MULTIPLEX": "YES",
+        "GDAL_HTTP_VERSION": "2TLS",
+        "VSI_CACHE": "TRUE",
+        "VSI_CACHE_SIZE": "5000000",
+    }
+)
+
+
+@dataclass(frozen=True)
+class BlobSigner:
+    """Signs addresses of a provider's blob storage with tokens that it hands out.
+
+    A token is kept until five minutes before it ends, one for each container and process.
+
+    Parameters
+    ----------
+    endpoint : str
+        Address of the service; it answers at ``endpoint/token/account/container``.
+    key_variable : str
+        Environment variable of a subscription key, sent along where it is set.
+    """
+
+    endpoint: str
+    key_variable: str = ""
+
+    def __call__(self, href: str) -> str:
+        """Return an address with a valid token in place of any other query.
+
+        Raises
+        ------
+        OSError
+            If the service gives none.
+        """
+        account, container = _container(href)
+        return f"{href.partition('?')[0]}?{self._token(account, container)}"
+
+    def renew(self, href: str) -> None:
+        """Forget the token of an address, if it is still the one that the address bears."""
+        key = (self.endpoint, *_container(href))
+        with _TOKEN_LOCK:
+            if (known := _TOKENS.get(key)) and href.endswith(known[0]):
+                del _TOKENS[key]
+
+    def _token(self, account: str, container: str) -> str:
+        key = (self.endpoint, account, container)
+        # One request, however many threads need the token at once.
+        with _TOKEN_LOCK:
+            token, end = _TOKENS.get(key, ("", 0.0))
+            if time.time() > end - _TOKEN_MARGIN_S:
+                token, end = self._ask(account, container)
+                _TOKENS[key] = (token, end)
+            return token
+
+    def _ask(self, account: str, container: str) -> tuple[str, float]:
+        headers = {}
+        if self.key_variable and (secret := os.environ.get(self.key_variable)):
+            headers["Ocp-Apim-Subscription-Key"] = secret
+        url = f"{self.endpoint}/token/{account}/{container}"
+        answer = requests.get(url, headers=headers, timeout=_TOKEN_TIMEOUT_S)
+        answer.raise_for_status()
+        document = answer.json()
+        end = datetime.fromisoformat(document["msft:expiry"]).replace(tzinfo=UTC)
+        return document["token"], end.timestamp()
+
+
+_TOKENS: dict[tuple[str, str, str], tuple[str, float]] = {}
+_TOKEN_LOCK = threading.Lock()
+
+
+def _container(href: str) -> tuple[str, str]:
+    parts = urlsplit(href)
+    return parts.netloc.partition(".")[0], parts.path.lstrip("/").partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Access:
+    """How files under some addresses are read.
+
+    Attributes
+    ----------
+    pattern : str
+        Regular expression that the start of an address matches.
+    options : mapping of str to str
+        GDAL's configuration options, none of them secret.
+    signer : BlobSigner or None
+        Signs addresses before they are read.
+    needs : tuple of str
+        Environment variables of keys that GDAL reads by itself.
+    token_variable : str
+        Environment variable of a bearer token, used with an item's alternate address over https
+        where the keys are not set.
+    """
+
+    pattern: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    signer: BlobSigner | None = None
+    needs: tuple[str, ...] = ()
+    token_variable: str = ""
+
+    def choose(self, href: str, alternate: str | None) -> tuple[str, dict[str, str]]:
+        """Return the address to read and GDAL's options, by the keys that this process has.
+
+        Raises
+        ------
+        PermissionError
+            If the files need keys, and there are none in the environment.
+        """
+        options = {**_HTTP, **self.options}
+        if self.needs and not all(os.environ.get(name) for name in self.needs):
+            token = os.environ.get(self.token_variable) if self.token_variable else None
+            if token is None or alternate is None:
+                other = f", or {self.token_variable}" if self.token_variable else ""
+                raise PermissionError(
+                    f"its provider asks for keys: set {' and '.join(self.needs)}{other} in the "
+                    "environment of every process that reads"
+                )
+            return alternate, options | {"GDAL_HTTP_HEADERS": f"Authorization: Bearer {token}"}
+        return href, options
+
+
+_AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+ACCESS: tuple[Access, ...] = (
+    Access(
+        r"s3://sentinel-s[12]-l1c/|s3://sentinel-s2-l2a/",
+        {"AWS_REQUEST_PAYER": "requester", "AWS_REGION": "eu-central-1"},
+        needs=_AWS_KEYS,
+    ),
+    Access(
+        r"s3://copernicus-dem-[39]0m/",
+        {"AWS_NO_SIGN_REQUEST": "YES", "AWS_REGION": "eu-central-1"},
+    ),
+    Access(
+        r"s3://sentinel-cogs/|s3://e84-earth-search-sentinel-data/|s3://sentinel-s1-rtc-indigo/",
+        {"AWS_NO_SIGN_REQUEST": "YES", "AWS_REGION": "us-west-2"},
+    ),
+    Access(
+        r"s3://eodata/",
+        {
+            "AWS_S3_ENDPOINT": "eodata.dataspace.copernicus.eu",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+            "AWS_HTTPS": "YES",
+        },
+        needs=_AWS_KEYS,
+        token_variable="CDSE_TOKEN",
+    ),
+    Access(
+        r"https://[a-z0-9]+\.blob\.core\.windows\.net/",
+        signer=BlobSigner(
+            "https://planetarycomputer.microsoft.com/api/sas/v1", "PC_SDK_SUBSCRIPTION_KEY"
+        ),
+    ),
+    Access(r""),
+)
+"""The first row whose pattern fits an address is taken; the last one fits all."""
+
+
+def find_access(href: str) -> Access:
+    """Return how a file is read."""
+    return next(row for row in ACCESS if re.match(row.pattern, href))
+
+
+def without_secrets(text: Any) -> str:
+    """Return a message without the signatures and tokens of the addresses in it."""
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?…", str(text))
+    return re.sub(r"Bearer \S+", "Bearer …", text)

@@ -1,0 +1,271 @@
+"""What every catalog offers: one search over modalities, whatever it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from terramind_cube.modalities import MODALITIES, find_modality
+from terramind_cube.stac.bands import locate_bands
+from terramind_cube.stac.providers import DERIVED, LOADABLE, collections_of, find_row, rank
+from terramind_cube.stac.result import SearchResult
+from terramind_cube.stac.search import Filters, area_geometry, limit_items, parse_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import pystac
+
+    from terramind_cube.modalities import Modality
+    from terramind_cube.stac.search import DatetimeQuery
+
+__all__ = ["Catalog"]
+
+
+class Catalog(Protocol):
+    """What a cube needs of a catalog.
+
+    A catalog of one's own inherits from this and says how single collections are searched.
+
+    Attributes
+    ----------
+    name : str
+        Path, address or phrase that names the catalog in messages.
+    """
+
+    name: str
+
+    @property
+    def collection_ids(self) -> tuple[str, ...] | None:
+        """Collections to choose from; None where items are at hand and speak for themselves."""
+
+    def search_items(
+        self,
+        *,
+        collections: Sequence[str] | None = None,
+        area: Mapping[str, Any] | None = None,
+        datetime: DatetimeQuery | None = None,
+        filters: Filters | None = None,
+    ) -> list[pystac.Item]:
+        """Return the items of some collections that touch an area and a time and pass the filters.
+
+        Parameters
+        ----------
+        collections : sequence of str, optional
+            Collection ids; all by default.
+        area : GeoJSON geometry, optional
+            As `area_geometry` returns it; everywhere by default.
+        datetime : str, datetime or pair, optional
+            STAC datetime query; at any time by default.
+        filters : Filters, optional
+            All of them apply to all collections: see `Filters.for_modality`.
+        """
+
+    def describe(self, collections: Sequence[str] | None = None) -> str:
+        """Say in one line what the catalog holds, for error messages."""
+
+    def search(  # noqa: PLR0913  # the public surface
+        self,
+        *,
+        modalities: Sequence[str] | None = None,
+        collections: Sequence[str] | None = None,
+        bbox: Sequence[float] | None = None,
+        intersects: Any = None,
+        datetime: DatetimeQuery | None = None,
+        cloud_cover: float | None = None,
+        orbit: str | int | None = None,
+        query: Mapping[str, Mapping[str, Any]] | None = None,
+        ids: Sequence[str] | None = None,
+        limit: int | None = None,
+        max_items: int | None = None,
+    ) -> SearchResult:
+        """Search for the items of modalities, or of collections.
+
+        Parameters
+        ----------
+        modalities : sequence of str, optional
+            Of S2L2A, S2L1C, S1RTC, S1GRD, DEM, LULC, NDVI and RGB. Of the collections that hold
+            one the most preferred that has any item is taken. A static layer is searched at any
+            time, an annual one by overlap.
+        collections : sequence of str, optional
+            Exactly these, instead of `modalities`. Without either, all.
+        bbox, intersects : optional
+            Area as (west, south, east, north) in degrees, or as GeoJSON; everywhere by default.
+        datetime : str, datetime or pair, optional
+            STAC datetime query, such as ``"2024-05"`` or ``"2024-05-01/2024-06-30"``.
+        cloud_cover : float, optional
+            Largest ``eo:cloud_cover`` of optical items, in percent; an item without it stays.
+        orbit : {"ascending", "descending"} or int, optional
+            Direction or relative orbit of radar items.
+        query : mapping, optional
+            Of the STAC query extension, such as ``{"eo:cloud_cover": {"lt": 20}}``, for the
+            optical modalities if there are any, else for all; or a mapping from modality to such.
+        ids : sequence of str, optional
+            Item ids.
+        limit : int, optional
+            Items of one page of an API; the server's choice by default.
+        max_items : int, optional
+            Most items of each collection.
+
+        Returns
+        -------
+        SearchResult
+            The items, by modality, and what is missing.
+
+        Raises
+        ------
+        ValueError
+            If something asked for cannot be meant.
+        """
+        if modalities is not None and collections is not None:
+            raise ValueError("Give modalities or collections, not both.")
+        area = area_geometry(bbox, intersects)
+        if datetime is not None:
+            parse_interval(datetime)
+        names = _check_names("collections", collections)
+        asked = _check_modalities(modalities)
+        rows = [find_row(name) for name in names]
+        filters = Filters(
+            cloud_cover, orbit, query, _as_given(ids), limit, max_items,
+            modalities=asked or tuple(row.modality for row in rows if row is not None),
+        )  # fmt: skip
+        held: dict[str, list[pystac.Item]]
+        if asked:
+            held = _search_modalities(self, asked, area, datetime, filters)
+            items = [item for found in held.values() for item in found]
+        else:
+            items = _search_collections(self, names, area, datetime, filters)
+            held = _by_modality(items)
+        return SearchResult(
+            items=_once(items),
+            by_modality={name: _once(found) for name, found in held.items()},
+            modalities=asked,
+            collections=names,
+            area=area,
+            datetime=datetime,
+            source=self.name,
+        )
+
+
+def _search_modalities(
+    catalog: Catalog,
+    asked: Sequence[str],
+    area: Mapping[str, Any] | None,
+    datetime: DatetimeQuery | None,
+    filters: Filters,
+) -> dict[str, list[pystac.Item]]:
+    found: dict[str, list[pystac.Item]] = {}
+    for name in asked:
+        source = _source(name)
+        if source not in found:
+            row = MODALITIES[source]
+            when = None if row.temporal == "static" else datetime
+            found[source] = _search_modality(catalog, row, area, when, filters.for_modality(row))
+    return {name: found[_source(name)] for name in asked}
+
+
+def _search_modality(
+    catalog: Catalog,
+    modality: Modality,
+    area: Mapping[str, Any] | None,
+    datetime: DatetimeQuery | None,
+    filters: Filters,
+) -> list[pystac.Item]:
+    """Return the items of the most preferred collection that has any."""
+    known = catalog.collection_ids
+    groups: list[list[str] | None] = [None]
+    asked = filters
+    if known is not None:
+        groups = [[name] for name in collections_of(modality.name, known)]
+    else:
+        # The first items of a mixed collection may hold something else.
+        asked = replace(filters, max_items=None)
+    for collections in groups:
+        items = catalog.search_items(
+            collections=collections, area=area, datetime=datetime, filters=asked
+        )
+        holding = [item for item in items if _holds(item, modality)]
+        if holding:
+            best = min(rank(item.collection_id) for item in holding)
+            chosen = (item for item in holding if rank(item.collection_id) == best)
+            return limit_items(chosen, filters.max_items)
+    return []
+
+
+def _search_collections(
+    catalog: Catalog,
+    names: Sequence[str],
+    area: Mapping[str, Any] | None,
+    datetime: DatetimeQuery | None,
+    filters: Filters,
+) -> list[pystac.Item]:
+    if not names:
+        return catalog.search_items(area=area, datetime=datetime, filters=filters)
+    found = []
+    for name in names:
+        row = find_row(name)
+        modality = None if row is None else MODALITIES[row.modality]
+        is_static = modality is not None and modality.temporal == "static"
+        found += catalog.search_items(
+            collections=[name],
+            area=area,
+            datetime=None if is_static else datetime,
+            filters=filters if modality is None else filters.for_modality(modality),
+        )
+    return found
+
+
+def _by_modality(items: Iterable[pystac.Item]) -> dict[str, list[pystac.Item]]:
+    found: dict[str, list[pystac.Item]] = {}
+    for item in items:
+        for name in LOADABLE:
+            if _holds(item, MODALITIES[name]):
+                found.setdefault(name, []).append(item)
+    return found
+
+
+def _once(items: Iterable[pystac.Item]) -> tuple[pystac.Item, ...]:
+    """Return each item once, whatever pages repeat; those with other files are others."""
+    kept: dict[tuple[Any, ...], pystac.Item] = {}
+    for item in items:
+        # A signature behind the question mark differs from search to search.
+        hrefs = frozenset((k, a.href.partition("?")[0]) for k, a in item.assets.items())
+        kept.setdefault((item.collection_id, item.id, hrefs), item)
+    return tuple(kept.values())
+
+
+def _holds(item: pystac.Item, modality: Modality) -> bool:
+    try:
+        return locate_bands(item, modality) is not None
+    except ValueError:  # it claims the modality: what is wrong with it is said when it is read
+        return True
+
+
+def _source(name: str) -> str:
+    """Return what a modality is read from."""
+    return "S2L2A" if name in DERIVED else name
+
+
+def _check_names(what: str, names: Any) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    if isinstance(names, str):
+        raise ValueError(f"{what} is a list, got the string {names!r}: give [{names!r}].")  # noqa: TRY004
+    found = tuple(dict.fromkeys(names))
+    if not found:
+        raise ValueError(f"{what} is empty: leave it out to take all.")
+    return found
+
+
+def _check_modalities(names: Any) -> tuple[str, ...]:
+    found = _check_names("modalities", names)
+    for name in found:
+        if find_modality(name).name not in (*LOADABLE, *DERIVED):
+            raise ValueError(
+                f"{name} is not found in catalogs: ask for {', '.join((*LOADABLE, *DERIVED))}."
+            )
+    return found
+
+
+def _as_given(ids: Any) -> Any:
+    return ids if ids is None or isinstance(ids, str) else tuple(ids)
