@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,9 +29,15 @@ __all__ = ["OnError", "ReadOptions", "Reading", "fetch", "is_remote", "with_data
 OnError = Literal["raise", "nodata"]
 
 _LONGEST_DELAY_S = 30.0
+_REQUEST_RETRIES = 2
 # Neither waiting nor a new signature helps against these.
 _HOPELESS = re.compile(r"\b(404|410)\b|does not exist|No such file|Permission denied")
-_REFUSED = re.compile(r"\b(401|403)\b|AccessDenied|InvalidAuth|AuthenticationFailed")
+# A refusal in the middle of a file is reported as a failed read.
+_NOT_REFUSED = re.compile(r"HTTP response code: (?!401|403)\d{3}")
+
+_FAILURES: dict[str, int] = {}
+"""How often an address failed in this process."""
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,9 @@ class ReadOptions:
         return {
             "GDAL_HTTP_TIMEOUT": limit,
             "GDAL_HTTP_CONNECTTIMEOUT": limit,
+            # Of single requests, so that one of many does not cost the whole window.
+            "GDAL_HTTP_MAX_RETRY": str(min(self.retries, _REQUEST_RETRIES)),
+            "GDAL_HTTP_RETRY_DELAY": str(self.delay_s),
             **{str(key): str(value) for key, value in self.gdal.items()},
         }
 
@@ -129,7 +139,7 @@ def with_dataset(
         if attempt:
             time.sleep(min(reading.options.delay_s * 2 ** (attempt - 1), _LONGEST_DELAY_S))
         try:
-            return _attempt(source, reading, action, attempt)
+            return _attempt(source, reading, action)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, it concerns this file
@@ -151,7 +161,6 @@ def _attempt(
     source: BandSource,
     reading: Reading,
     action: Callable[[rasterio.DatasetReader], Any],
-    attempt: int,
 ) -> Any:
     place = source.band
     if not is_remote(place.href):
@@ -160,12 +169,20 @@ def _attempt(
     href, options = access.choose(place.href, place.alternate)
     signer = reading.sign or access.signer
     signed = href if signer is None else signer(href)
-    with rasterio.Env(**options, **reading.options.environment()):
+    with _LOCK:
+        failures = _FAILURES.get(signed, 0)
+    path, further = _path(signed, failures)
+    options = options | reading.options.environment() | further
+    with rasterio.Env(**options):
         try:
-            return _open(_path(signed, attempt), action)
+            return _open(path, action)
+        except ContradictionError:
+            raise
         except Exception as error:
+            with _LOCK:
+                _FAILURES[signed] = max(_FAILURES.get(signed, 0), failures + 1)
             renew = getattr(signer, "renew", None)
-            if renew is not None and _REFUSED.search(_reason(error)):
+            if renew is not None and not _NOT_REFUSED.search(_reason(error)):
                 renew(signed)
             raise
 
@@ -175,16 +192,18 @@ def _open(path: str, action: Callable[[rasterio.DatasetReader], Any]) -> Any:
         return action(dataset)
 
 
-def _path(href: str, attempt: int) -> str:
-    """Return what GDAL opens, an address passed on unaltered.
+def _path(href: str, failures: int) -> tuple[str, dict[str, str]]:
+    """Return what GDAL opens, an address passed on unaltered, and options.
 
-    GDAL remembers an address that failed; a fragment, which no server sees, makes it a new one.
+    GDAL remembers an address that failed, and would not ask the server again: a fragment, which no
+    server sees, makes it a new one; a file on S3 is read past what is remembered.
     """
     if href.startswith("s3://"):
-        return f"/vsis3/{href.removeprefix('s3://')}"
+        path = f"/vsis3/{href.removeprefix('s3://')}"
+        return path, {"CPL_VSIL_CURL_NON_CACHED": path} if failures else {}
     if href.startswith(("http://", "https://")):
-        return f"/vsicurl/{href}" + (f"#{attempt}" if attempt else "")
-    return href
+        return f"/vsicurl/{href}" + (f"#{failures}" if failures else ""), {}
+    return href, {}
 
 
 def _reason(error: BaseException) -> str:

@@ -92,7 +92,7 @@ class ReadFailures(list[str]):
         self.fetch()
         return super().__len__()
 
-    def __getitem__(self, index: SupportsIndex | slice) -> Any:  # type: ignore[override]
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
         self.fetch()
         return super().__getitem__(index)
 

@@ -28,6 +28,7 @@ __all__ = [
     "boundary",
     "check_grid_request",
     "covering_grid",
+    "crs_of",
     "geographic_extent",
     "local_crs",
     "nearest_longitude",
@@ -167,8 +168,9 @@ def geographic_extent(geobox: GeoBox) -> dict[str, Any]:
     -------
     GeoJSON geometry
     """
-    longitudes, latitudes = to_geographic(geobox.crs, *boundary(geobox))
-    if geobox.crs.geographic:
+    crs = crs_of(geobox)
+    longitudes, latitudes = to_geographic(crs, *boundary(geobox))
+    if crs.geographic:
         longitudes = np.asarray(boundary(geobox)[0])
     else:
         longitudes = np.unwrap(longitudes, period=360)
@@ -184,6 +186,13 @@ def geographic_extent(geobox: GeoBox) -> dict[str, Any]:
         if part.area > 0:
             parts.append(part)
     return dict(mapping(unary_union(parts)))
+
+
+def crs_of(geobox: GeoBox) -> CRS:
+    """Return the CRS of a grid that has one."""
+    if geobox.crs is None:
+        raise ValueError(f"The grid {geobox} has no coordinate reference system.")
+    return geobox.crs
 
 
 def boundary(geobox: GeoBox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

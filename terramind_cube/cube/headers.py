@@ -39,6 +39,7 @@ class Headers:
         self.reading = reading
         self._files: dict[str, tuple[GeoBox, int]] = {}
         self._grids: dict[DeclaredGrid, GeoBox] = {}
+        self._opened: dict[str, GeoBox] = {}
 
     def source(
         self, found: ItemBands, radiometry: Radiometry, resampling: str, *, classes: bool = False
@@ -90,6 +91,35 @@ class Headers:
         )
         grid: GeoBox = with_dataset(source, self.reading, file_geobox)
         return grid
+
+    def grid(self, found: ItemBands, place: BandLocation) -> GeoBox | None:
+        """Return the grid of one band; its file is opened if the item does not tell.
+
+        Returns
+        -------
+        GeoBox or None
+            None where the file cannot be read and its pixels are to be nodata.
+
+        Raises
+        ------
+        AssetError
+            If the file cannot be read.
+        """
+        if not is_remote(place.href):
+            return self._local(found, place)
+        if (declared := _declared(found, place)) is not None:
+            return self._geobox(declared)
+        if place.href not in self._opened:
+            source = BandSource(
+                found.item.id, place, Radiometry("plain", "float32", 0), "nearest", None
+            )
+            try:
+                self._opened[place.href] = with_dataset(source, self.reading, file_geobox)
+            except AssetError:
+                if self.reading.on_error == "raise":
+                    raise
+                return None
+        return self._opened[place.href]
 
     def _footprint(
         self,

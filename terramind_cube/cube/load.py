@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import xarray as xr
 from odc.geo.xr import xr_coords
@@ -149,14 +149,12 @@ def load_cube(  # noqa: PLR0913
     if sign is not None and not callable(sign):
         raise ValueError(f"sign is a function of an address, got {sign!r}.")
     asked = check_modalities(modalities)
-    filters = Filters(
-        cloud_cover, orbit, query, ids if ids is None or isinstance(ids, str) else tuple(ids),
-        modalities=tuple(row.name for row in asked),
-    )  # fmt: skip
+    names = tuple(row.name for row in asked)
+    filters = Filters(cloud_cover, orbit, query, cast("Any", ids), modalities=names)
     area = area_geometry(bbox, intersects)
     within, lengths = parse_tolerance(pair_within), check_chunks(chunks)
     request = CubeRequest(
-        as_catalog(catalog_or_items), asked, area, datetime, within, filters, dict(bands or {}),
+        as_catalog(catalog_or_items), asked, area, datetime, within, filters, cast("Any", dict(bands or {})),
         s2_offset, dict(resampling or {}), clouds,
     )  # fmt: skip
     failures = ReadFailures() if on_error == "nodata" else None

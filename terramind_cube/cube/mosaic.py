@@ -18,7 +18,7 @@ from shapely.geometry import shape
 
 from terramind_cube.cube.assets import Reading, fetch
 from terramind_cube.cube.failures import AssetError, report_failure
-from terramind_cube.cube.grids import boundary, nearest_longitude
+from terramind_cube.cube.grids import boundary, crs_of, nearest_longitude
 from terramind_cube.cube.radiometry import is_invalid
 from terramind_cube.cube.reading import BandSource, DeclaredGrid
 
@@ -116,7 +116,7 @@ class ChunkedGrid:
 
     def _tests(self, footprint: GeoBox | dict[str, Any]) -> NDArray[np.bool_]:
         if isinstance(footprint, GeoBox):
-            crs, box = footprint.crs, footprint.boundingbox.bbox
+            crs, box = crs_of(footprint), footprint.boundingbox.bbox
             margin = _MARGIN_PX * max(abs(footprint.resolution.x), abs(footprint.resolution.y))
         else:
             crs, box, margin = CRS("EPSG:4326"), shape(footprint).bounds, _GEOMETRY_MARGIN_DEG
@@ -140,8 +140,8 @@ class ChunkedGrid:
         if key not in self._edges:
             rings = [boundary(geobox) for row in self.geoboxes for geobox in row]
             x, y = (np.stack(values) for values in zip(*rings, strict=True))
-            if crs != self.geobox.crs:
-                x, y = self.geobox.crs.transformer_to_crs(crs)(x, y)
+            if crs != (own := crs_of(self.geobox)):
+                x, y = own.transformer_to_crs(crs)(x, y)
             self._edges[key] = np.asarray(x), np.asarray(y)
         return self._edges[key]
 
@@ -214,7 +214,7 @@ def lazy_mosaic(
     """
     name = f"{mosaic.name}-{_token(steps, places, grid, mosaic)}"
     empty = _Layers(())
-    graph: dict[tuple[Any, ...], Any] = {}
+    graph: dict[Any, Any] = {}
     written: dict[int | None, int] = {}
     chunks = [
         (y, x, grid.geoboxes[y][x])

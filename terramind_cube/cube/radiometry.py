@@ -136,7 +136,7 @@ def encode(pixels: NDArray[Any], radiometry: Radiometry) -> NDArray[Any]:
 
 def is_invalid(pixels: NDArray[Any], fill_value: float) -> NDArray[np.bool_]:
     """Return where pixels are the fill value."""
-    return np.isnan(pixels) if math.isnan(fill_value) else pixels == fill_value
+    return np.asarray(np.isnan(pixels) if math.isnan(fill_value) else pixels == fill_value)
 
 
 def ndvi(red: NDArray[Any], near_infrared: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,14 +1,11 @@
 """Pixels of one band of one file on a grid, in the unit of a cube.
 
 Where the file's pixels lie on the grid, or nearest neighbours are asked for in the file's own CRS,
-pixels are picked by integer arithmetic. Everything else is warped by GDAL, on blocks of the world's
-pixel lattice: GDAL interpolates a warp between the edges of what it is asked for, and a pixel must
-not depend on the chunk around it.
+pixels are picked by integer arithmetic. Everything else is warped, see `regrid`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +14,19 @@ import rasterio
 from affine import Affine
 from odc.geo import CRS
 from odc.geo.geobox import GeoBox
-from rasterio.enums import Resampling
-from rasterio.warp import reproject
 from rasterio.windows import Window
 
-from terramind_cube.cube.grids import boundary, nearest_longitude, pixel_of, place_of
+from terramind_cube.cube.grids import crs_of, pixel_of
 from terramind_cube.cube.radiometry import decode, encode
+from terramind_cube.cube.regrid import (
+    can_pick,
+    nearest_pixels,
+    pixels_per_pixel,
+    shares_axes,
+    warp_blocks,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from terramind_cube.cube.radiometry import Radiometry
@@ -34,12 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BandSource", "ContradictionError", "DeclaredGrid", "file_geobox", "read_pixels"]
 
-_WARP_BLOCK_PX = 256
 _ALIGNED_TOLERANCE_PX = 0.01
-_EDGE_TOLERANCE_PX = 1e-6
 _CONTRADICTION_PX = 1.5
-# From this many source pixels per target pixel on, interpolation would skip some: they are averaged.
-_COARSER = 1.01
 
 
 class ContradictionError(ValueError):
@@ -117,13 +113,13 @@ def read_pixels(
     """
     _check(dataset, source)
     native = file_geobox(dataset)
-    factors = _pixels_per_pixel(native, geobox)
+    factors = pixels_per_pixel(native, geobox)
     level = _overview_level(dataset.overviews(source.band.index), min(factors))
     if level is None:
         return _read(dataset, native, source, geobox, factors)
     with rasterio.open(dataset.name, overview_level=level) as coarser:
         native = file_geobox(coarser)
-        return _read(coarser, native, source, geobox, _pixels_per_pixel(native, geobox))
+        return _read(coarser, native, source, geobox, pixels_per_pixel(native, geobox))
 
 
 def file_geobox(dataset: rasterio.DatasetReader) -> GeoBox:
@@ -147,13 +143,13 @@ def _check(dataset: rasterio.DatasetReader, source: BandSource) -> None:
     declared, own = source.declared.geobox(), file_geobox(dataset)
     if declared.crs != own.crs:
         raise ContradictionError(
-            f"it is in {_name(own.crs)}, but its item says {_name(declared.crs)}"
+            f"it is in {_name(crs_of(own))}, but its item says {_name(crs_of(declared))}"
         )
     ours, theirs = own.boundingbox, declared.boundingbox
     sizes = [max(abs(g.resolution.x), abs(g.resolution.y)) for g in (own, declared)]
     if np.abs(np.subtract(ours.bbox, theirs.bbox)).max() > _CONTRADICTION_PX * max(sizes):
         raise ContradictionError(
-            f"it covers {_rounded(ours.bbox)} of {_name(own.crs)}, but its item says "
+            f"it covers {_rounded(ours.bbox)} of {_name(crs_of(own))}, but its item says "
             f"{_rounded(theirs.bbox)}"
         )
 
@@ -173,29 +169,22 @@ def _read(
     geobox: GeoBox,
     factors: tuple[float, float],
 ) -> NDArray[Any]:
-    affine = native.affine
-    is_upright = affine.b == affine.d == 0 and affine.a > 0 > affine.e
-    if native.crs == geobox.crs and is_upright:
-        offset = pixel_of(affine, geobox.affine.c, geobox.affine.f)
-        is_aligned = all(abs(factor - 1) < 1e-6 for factor in factors) and all(
-            abs(value - round(value)) < _ALIGNED_TOLERANCE_PX for value in offset
-        )
-        if source.resampling == "nearest" or is_aligned:
-            return _pick(dataset, native, source, geobox)
-    return _warp(dataset, native, source, geobox, factors)
+    if can_pick(native, geobox, source.resampling):
+        return _pick(dataset, native, source, geobox)
+    if source.resampling == "bilinear" and shares_axes(native, geobox):
+        offset = pixel_of(native.affine, geobox.affine.c, geobox.affine.f)
+        if step := _whole_step(factors, offset):
+            return _mean(dataset, source, geobox, offset, step)
+    return _warp(dataset, native, source, geobox)
 
 
 def _pick(
     dataset: rasterio.DatasetReader, native: GeoBox, source: BandSource, geobox: GeoBox
 ) -> NDArray[Any]:
     """Return for each pixel of the grid the pixel of the file that holds its centre."""
-    height, width = geobox.shape.yx
-    x, _ = place_of(geobox.affine, np.arange(width) + 0.5, 0)
-    _, y = place_of(geobox.affine, 0, np.arange(height) + 0.5)
-    columns = np.floor((x - native.affine.c) / native.affine.a + _EDGE_TOLERANCE_PX).astype(int)
-    rows = np.floor((y - native.affine.f) / native.affine.e + _EDGE_TOLERANCE_PX).astype(int)
+    rows, columns = nearest_pixels(native, geobox)
     radiometry = source.radiometry
-    out = np.full((height, width), radiometry.fill_value, radiometry.dtype)
+    out = np.full(geobox.shape.yx, radiometry.fill_value, radiometry.dtype)
     inside_y = np.flatnonzero((rows >= 0) & (rows < dataset.height))
     inside_x = np.flatnonzero((columns >= 0) & (columns < dataset.width))
     if not (len(inside_y) and len(inside_x)):
@@ -209,61 +198,64 @@ def _pick(
     return out
 
 
-def _warp(
+def _whole_step(factors: tuple[float, float], offset: tuple[float, float]) -> int:
+    """Return how many pixels of a file make a side of a coarser one, 0 if they do not fit."""
+    step = round(factors[0])
+    fits = all(abs(factor - step) < 1e-6 for factor in factors) and all(
+        abs(value - round(value)) < _ALIGNED_TOLERANCE_PX for value in offset
+    )
+    return step if fits and step > 1 else 0
+
+
+def _mean(
     dataset: rasterio.DatasetReader,
-    native: GeoBox,
     source: BandSource,
     geobox: GeoBox,
-    factors: tuple[float, float],
+    offset: tuple[float, float],
+    step: int,
 ) -> NDArray[Any]:
-    """Warp whole blocks of the world's pixel lattice and cut out what was asked for."""
-    radiometry, method = source.radiometry, source.resampling
-    if method == "bilinear" and min(factors) > _COARSER:
-        method = "average"
-    out = np.full(geobox.shape.yx, radiometry.fill_value, radiometry.dtype)
-    margin = 2 + math.ceil(max(factors))
-    for block, target, cut in _world_blocks(geobox):
-        window = _source_window(native, block, margin)
-        if window is None:
-            continue
-        pixels = _decoded(dataset, source, window, interpolated=True)
-        warped = np.full(block.shape.yx, radiometry.fill_value, pixels.dtype)
-        reproject(
-            pixels,
-            warped,
-            src_transform=_shifted(native.affine, window),
-            src_crs=dataset.crs,
-            src_nodata=radiometry.fill_value,
-            dst_transform=block.affine,
-            dst_crs=block.crs.to_wkt(),
-            dst_nodata=radiometry.fill_value,
-            resampling=Resampling[method],
-            num_threads=1,
-        )
-        out[target] = encode(warped[cut], radiometry)
+    """Return the means of the valid pixels of a file in each pixel of a coarser grid."""
+    height, width = geobox.shape.yx
+    left, top = (round(value) for value in offset)
+    # Coarse rows and columns that the file reaches, and what they need of it.
+    y0, y1 = max(-top // step, 0), min(-((top - dataset.height) // step), height)
+    x0, x1 = max(-left // step, 0), min(-((left - dataset.width) // step), width)
+    out = np.full((height, width), source.radiometry.fill_value, source.radiometry.dtype)
+    if y0 >= y1 or x0 >= x1:
+        return out
+    first_row, first_column = top + y0 * step, left + x0 * step
+    fine = np.full(((y1 - y0) * step, (x1 - x0) * step), np.nan, np.float64)
+    window = (
+        max(first_row, 0), min(first_row + fine.shape[0], dataset.height),
+        max(first_column, 0), min(first_column + fine.shape[1], dataset.width),
+    )  # fmt: skip
+    rows = slice(window[0] - first_row, window[1] - first_row)
+    columns = slice(window[2] - first_column, window[3] - first_column)
+    fine[rows, columns] = _decoded(dataset, source, window, interpolated=True)
+    blocks = fine.reshape(y1 - y0, step, x1 - x0, step)
+    valid = np.isfinite(blocks)
+    count = valid.sum(axis=(1, 3))
+    total = np.where(valid, blocks, 0).sum(axis=(1, 3))
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+    out[y0:y1, x0:x1] = encode(mean, source.radiometry)
     return out
 
 
-def _world_blocks(
-    geobox: GeoBox,
-) -> Iterator[tuple[GeoBox, tuple[slice, slice], tuple[slice, slice]]]:
-    """Yield the blocks of the world that a grid touches: grid, place in the grid, part of it."""
-    size, step, origin = _WARP_BLOCK_PX, geobox.resolution.x, geobox.affine
-    x0, y0 = (math.floor(v / step + 0.5) for v in (origin.c, -origin.f))
-    height, width = geobox.shape.yx
-    for y in range(y0 - y0 % size, y0 + height, size):
-        for x in range(x0 - x0 % size, x0 + width, size):
-            # Rounded, so that a block has the same corner whichever chunk it is seen from.
-            corner = (origin.c + (x - x0) * step, origin.f - (y - y0) * step)
-            left, top = (round(v, 6) for v in corner)
-            block = GeoBox((size, size), Affine(step, 0, left, 0, -step, top), geobox.crs)
-            rows = slice(max(y - y0, 0), min(y - y0 + size, height))
-            columns = slice(max(x - x0, 0), min(x - x0 + size, width))
-            cut = (
-                slice(rows.start - (y - y0), rows.stop - (y - y0)),
-                slice(columns.start - (x - x0), columns.stop - (x - x0)),
-            )
-            yield block, (rows, columns), cut
+def _warp(
+    dataset: rasterio.DatasetReader, native: GeoBox, source: BandSource, geobox: GeoBox
+) -> NDArray[Any]:
+    """Return pixels that are warped onto the grid, backscatter as linear power."""
+    radiometry = source.radiometry
+
+    def read(window: tuple[int, int, int, int]) -> NDArray[Any]:
+        return _decoded(dataset, source, window, interpolated=True)
+
+    out = np.full(geobox.shape.yx, radiometry.fill_value, radiometry.dtype)
+    for target, warped in warp_blocks(
+        native, geobox, source.resampling, radiometry.fill_value, read
+    ):
+        out[target] = encode(warped, radiometry)
+    return out
 
 
 def _decoded(
@@ -279,52 +271,6 @@ def _decoded(
     raw = dataset.read(index, window=Window(x0, y0, x1 - x0, y1 - y0))
     nodata = dataset.nodatavals[index - 1]
     return decode(raw, source.radiometry, nodata, interpolated=interpolated)
-
-
-def _source_window(
-    native: GeoBox, block: GeoBox, margin_px: int
-) -> tuple[int, int, int, int] | None:
-    """Return the rows and columns of a file that a block needs, None where it has none."""
-    columns, rows = _to_pixels(native, block.crs, *boundary(block))
-    finite = np.isfinite(columns) & np.isfinite(rows)
-    if not finite.any():
-        return None
-    height, width = native.shape.yx
-    y0 = max(math.floor(rows[finite].min()) - margin_px, 0)
-    y1 = min(math.ceil(rows[finite].max()) + margin_px, height)
-    x0 = max(math.floor(columns[finite].min()) - margin_px, 0)
-    x1 = min(math.ceil(columns[finite].max()) + margin_px, width)
-    return (y0, y1, x0, x1) if y0 < y1 and x0 < x1 else None
-
-
-def _shifted(affine: Affine, window: tuple[int, int, int, int]) -> Affine:
-    """Return the transform of a window (y0, y1, x0, x1)."""
-    left, top = place_of(affine, window[2], window[0])
-    return Affine(affine.a, affine.b, left, affine.d, affine.e, top)
-
-
-def _to_pixels(
-    native: GeoBox, crs: CRS, x: NDArray[Any], y: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return column and row in a file of points of another CRS."""
-    if native.crs != crs:
-        x, y = crs.transformer_to_crs(native.crs)(x, y)
-        if native.crs.geographic:
-            x = nearest_longitude(np.asarray(x), native.boundingbox.span_x / 2 + native.affine.c)
-    columns, rows = pixel_of(native.affine, np.asarray(x), np.asarray(y))
-    return columns, rows
-
-
-def _pixels_per_pixel(native: GeoBox, geobox: GeoBox) -> tuple[float, float]:
-    """Return how many rows and columns of a file lie in a pixel at the middle of a grid."""
-    height, width = geobox.shape.yx
-    across, down = np.array([0, 1, 0]) + width / 2, np.array([0, 0, 1]) + height / 2
-    columns, rows = _to_pixels(native, geobox.crs, *place_of(geobox.affine, across, down))
-    steps = np.hypot(
-        [columns[1] - columns[0], rows[1] - rows[0]], [columns[2] - columns[0], rows[2] - rows[0]]
-    )
-    per_column, per_row = (float(step) if math.isfinite(step) else 1.0 for step in steps)
-    return per_row, per_column
 
 
 def _overview_level(overviews: list[int], factor: float) -> int | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
+from datetime import datetime as Moment
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
     from terramind_cube.stac.catalogs import Catalog
     from terramind_cube.stac.search import DatetimeQuery
 
-__all__ = ["DEFAULT_CHUNKS_PX", "CubeRequest", "as_catalog", "check_chunks", "check_modalities"]
+__all__ = [
+    "DEFAULT_CHUNKS_PX",
+    "CubeRequest",
+    "as_catalog",
+    "band_label",
+    "check_chunks",
+    "check_modalities",
+]
 
 DEFAULT_CHUNKS_PX: Mapping[str, int] = {"y": 896, "x": 896}
 
@@ -126,11 +134,11 @@ class CubeRequest:
         # Both optical levels show one acquisition; another day's would be another scene.
         return self.pair_within if modality.units == "dB" else _SAME_PASS
 
-    def window(self, modality: Modality, times: Sequence[datetime]) -> DatetimeQuery:
+    def window(self, modality: Modality, times: Sequence[Moment]) -> DatetimeQuery:
         """Return when to search for what is paired to a time axis."""
         if modality.temporal == "annual":
             first, last = min(times).year, max(times).year
-            return datetime(first, 1, 1, tzinfo=UTC), datetime(last, 12, 31, 23, 59, 59, tzinfo=UTC)
+            return Moment(first, 1, 1, tzinfo=UTC), Moment(last, 12, 31, 23, 59, 59, tzinfo=UTC)
         reach = self.tolerance(modality)
         return min(times) - reach, max(times) + reach
 
@@ -187,6 +195,11 @@ def as_catalog(source: Any) -> Catalog:
     return StaticCatalog("The given list", items)
 
 
+def band_label(name: str) -> str:
+    """Return the label of a band, such as "B04", that is given by it or by a common name."""
+    return _COMMON_NAMES.get(name.lower(), name.upper())
+
+
 def check_chunks(chunks: Mapping[str, int] | None) -> dict[str, int]:
     """Return the chunk lengths of time, y and x, with their defaults.
 
@@ -224,7 +237,7 @@ def _check_bands(
         if isinstance(wanted, str):
             raise ValueError(f"bands of {name} is a list: give [{wanted!r}].")  # noqa: TRY004
         known = MODALITIES[name].bands
-        labels = [_COMMON_NAMES.get(str(band).lower(), str(band).upper()) for band in wanted]
+        labels = [band_label(str(band)) for band in wanted]
         unknown = [str(b) for b, label in zip(wanted, labels, strict=True) if label not in known]
         if unknown or not labels:
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import shapely
 from shapely.geometry import shape
 
-from terramind_cube.cube.grids import geographic_extent, place_of, to_geographic
+from terramind_cube.cube.grids import crs_of, geographic_extent, place_of, to_geographic
 from terramind_cube.cube.pairing import (
     TimeStep,
     group_steps,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from terramind_cube.modalities import Modality
     from terramind_cube.stac.bands import ItemBands
 
-__all__ = ["Series", "find_series", "middle_longitude", "steps_of"]
+__all__ = ["Series", "find_series", "middle_longitude", "pair_steps", "steps_of"]
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,8 @@ def find_series(
         extent = geographic_extent(grid)
         found = request.find(modality, extent, request.window(modality, times))
         steps = steps_of(modality, found, grid)
-        places = _pair(request, modality, times, steps)
+        places = pair_steps(request, modality, times, steps)
         used = sorted({place for place in places if place is not None})
-        if not used:
-            raise ValueError(_unpaired(modality, times, steps))
         kept = tuple(None if place is None else used.index(place) for place in places)
         chosen = tuple(steps[place] for place in used)
         series.append(Series(modality, chosen, kept, leads=False))
@@ -116,7 +114,7 @@ def middle_longitude(grid: GeoBox) -> float:
     """Return the longitude of a grid's middle, in degrees."""
     height, width = grid.shape.yx
     x, y = place_of(grid.affine, width / 2, height / 2)
-    return float(to_geographic(grid.crs, x, y)[0])
+    return float(to_geographic(crs_of(grid), x, y)[0])
 
 
 def _coverage(step: TimeStep, area: Any) -> float:
@@ -131,10 +129,26 @@ def _coverage(step: TimeStep, area: Any) -> float:
     return round(float(shared.area / area.area), 3)
 
 
-def _pair(
+def pair_steps(
     request: CubeRequest, modality: Modality, times: Sequence[datetime], steps: Sequence[TimeStep]
 ) -> list[int | None]:
-    """Pair steps to the time axis, and warn of dates that stay without."""
+    """Pair the steps of a modality to a time axis.
+
+    Returns
+    -------
+    list of int or None
+        Place of the step at each time.
+
+    Raises
+    ------
+    ValueError
+        If no time has one.
+
+    Warns
+    -----
+    UserWarning
+        If some times have none.
+    """
     if modality.temporal == "static":
         return [0]
     if modality.temporal == "annual":
@@ -144,7 +158,9 @@ def _pair(
     else:
         places = pair_nearest(times, steps, request.tolerance(modality))
     alone = [time for time, place in zip(times, places, strict=True) if place is None]
-    if alone and len(alone) < len(times):
+    if len(alone) == len(times):
+        raise ValueError(_unpaired(modality, times, steps))
+    if alone:
         warnings.warn(
             f"{modality.name} has no scene for {_dates(alone)}: its pixels are nodata there.",
             UserWarning,

@@ -22,7 +22,7 @@ from requests.exceptions import ConnectionError as DroppedConnection
 from urllib3 import Retry
 
 from terramind_cube.modalities import MODALITIES
-from terramind_cube.stac.protocol import Catalog
+from terramind_cube.stac.protocol import Catalog, without_remarks
 from terramind_cube.stac.providers import PROVIDERS, find_row
 from terramind_cube.stac.search import Filters, limit_items, parse_interval
 
@@ -122,7 +122,7 @@ class ApiCatalog(Catalog):
             limit=asked.limit,
             query=None if not query else {name: dict(tests) for name, tests in query.items()},
         )
-        with self._answering():
+        with self._answering(), without_remarks():
             return request.first_of(search.items())
 
     @property

@@ -165,6 +165,8 @@ def locate_bands(
     if any(band not in found for band in labels) and named:
         found = _locate(item, modality, named)
     if missing := [band for band in labels if band not in found]:
+        if modality.name == "S1GRD" and not named and is_detected(item):
+            raise ValueError(_uncalibrated(item))  # whatever its polarisations
         raise ValueError(
             f"Item {item.id!r} of collection {item.collection_id!r} lacks {', '.join(missing)} of "
             f"{modality.name}: its assets are {', '.join(item.assets) or '(none)'}. Name the "
@@ -188,12 +190,7 @@ def _with_radiometry(
         is_named = _names(first.asset, modality.name)
         unit = backscatter_unit(item, first.asset, row, is_named=is_named)
         if unit == "amplitude":
-            raise ValueError(
-                f"Item {item.id!r} of collection {item.collection_id!r} holds uncalibrated "
-                "amplitudes in ground range, tens of dB away from backscatter and not "
-                'georeferenced: give calibrated, terrain-corrected data with raster:bands unit "dB" '
-                'or "linear", or ask for S1RTC.'
-            )
+            raise ValueError(_uncalibrated(item))
     elif modality.units == "1e-4":
         offset_dn = optical_offset_dn(item, [(band.asset, band.index) for band in bands])
     nodata = declared_nodata(item, first.asset, first.index)
@@ -210,6 +207,14 @@ def _with_radiometry(
         nodata=nodata,
         scene_classes=_scene_classes(item, row) if modality.name == "S2L2A" else None,
         row=row,
+    )
+
+
+def _uncalibrated(item: pystac.Item) -> str:
+    return (
+        f"Item {item.id!r} of collection {item.collection_id!r} holds uncalibrated amplitudes in "
+        "ground range, tens of dB away from backscatter and not georeferenced: give calibrated, "
+        'terrain-corrected data with raster:bands unit "dB" or "linear", or ask for S1RTC.'
     )
 
 

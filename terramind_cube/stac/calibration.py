@@ -129,7 +129,8 @@ def backscatter_unit(
         return "dB" if str(declared).lower() in {"db", "decibel", "decibels"} else "linear"
     if _is_calibrated(item, asset):
         return "linear"
-    if row is None and not is_named and is_detected(item):
+    # Terrain-corrected products keep the type of what they were made of.
+    if is_detected(item) and not is_named and (row is None or row.modality == "S1GRD"):
         return "amplitude"
     # Words around a provider's name make it a user's own collection, taken as dB.
     return (

@@ -15,7 +15,7 @@ import pystac_client
 from terramind_cube.modalities import nearest_name
 from terramind_cube.stac.api import ApiCatalog, open_api
 from terramind_cube.stac.geoparquet import GeoParquetCatalog
-from terramind_cube.stac.protocol import Catalog
+from terramind_cube.stac.protocol import Catalog, without_remarks
 from terramind_cube.stac.providers import PROVIDERS
 from terramind_cube.stac.search import item_interval, select_items
 
@@ -117,7 +117,8 @@ def open_catalog(source: str | Path | pystac_client.Client) -> Catalog:
     if path.is_dir():
         path = path / "catalog.json"
     if path.is_file():
-        return StaticCatalog(str(path), tuple(_read_items(path)))
+        with without_remarks():
+            return StaticCatalog(str(path), tuple(_read_items(path)))
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(f"There is no catalog at {path}: give {_ACCEPTED}.")
     raise ValueError(

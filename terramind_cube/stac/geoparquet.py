@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import pystac
 import shapely
 from shapely.geometry import mapping, shape
 
-from terramind_cube.stac.protocol import Catalog
+from terramind_cube.stac.protocol import Catalog, without_remarks
 from terramind_cube.stac.result import portable_dict
 from terramind_cube.stac.search import parse_interval, select_items
 
@@ -33,6 +34,8 @@ _ITEM_COLUMNS = {
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 _TIMES = ("datetime", "start_datetime", "end_datetime")
 _PARTS_SENT = 16
+_FILL_VALUES = {"nodata", "raster:nodata"}
+_NOT_IN_JSON = ("nan", "inf", "-inf")
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,9 @@ def write_geoparquet(items: Iterable[pystac.Item], path: str | Path) -> Path:
     import pyarrow as pa
     from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
-    documents = [portable_dict(item) for item in items]
+    documents = [_with_numbers(portable_dict(item)) for item in items]
     if not documents:
-        raise ValueError(f"There is no item to write to {path}.")
+        raise ValueError("There is no item to write as stac-geoparquet.")
     for document in documents:
         if document["geometry"] is None:
             raise ValueError(
@@ -156,10 +159,19 @@ def write_geoparquet(items: Iterable[pystac.Item], path: str | Path) -> Path:
         to_parquet(parse_stac_items_to_arrow(documents), path)
     except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"Cannot write {len(documents)} items to {path} ({error}): a column of "
-            "stac-geoparquet has one type for all items. Save them as .json."
+            f"Cannot write {len(documents)} items as stac-geoparquet ({error}): a column has one "
+            "type for all items. Save them as .json."
         ) from error
     return Path(path)
+
+
+def _with_numbers(value: Any, name: str = "") -> Any:
+    """Write a fill value that JSON has no number for as one, since others are numbers."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(part, key) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(part, name) for part in value]
+    return float(value) if name in _FILL_VALUES and value in _NOT_IN_JSON else value
 
 
 def _column_tests(
@@ -240,19 +252,21 @@ def _is_number(schema: pa.Schema, column: str) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
-def _read_items(table: pa.Table, path: Path) -> Iterator[pystac.Item]:
+def _read_items(table: pa.Table, path: Path) -> list[pystac.Item]:
     """Turn rows into items: a column for each property of any item, null where one lacks it."""
-    own = str(path.resolve())
-    for row in table.to_pylist():
-        item = pystac.Item.from_dict(_item_dict(row), preserve_dict=False)
+    with without_remarks():
+        items = [
+            pystac.Item.from_dict(_item_dict(row), preserve_dict=False) for row in table.to_pylist()
+        ]
+    for item in items:
         if item.get_self_href() is None:
-            item.set_self_href(own)
-        yield item
+            item.set_self_href(str(path.resolve()))
+    return items
 
 
 def _item_dict(row: Mapping[str, Any]) -> dict[str, Any]:
     properties = {
-        name: _json_value(value)
+        name: _json_value(value, name)
         for name, value in row.items()
         if name not in _ITEM_COLUMNS and value is not None
     }
@@ -277,16 +291,18 @@ def _item_dict(row: Mapping[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: Any, name: str = "") -> Any:
     """Return a value of a column as JSON has it, without the nulls of what other items have."""
     if isinstance(value, dict):
-        return {name: _json_value(part) for name, part in value.items() if part is not None}
+        return {key: _json_value(part, key) for key, part in value.items() if part is not None}
     if isinstance(value, list):
-        return [_json_value(part) for part in value]
+        return [_json_value(part, name) for part in value]
     if isinstance(value, bytes):
         return _geojson(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if name in _FILL_VALUES and isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value
 
 

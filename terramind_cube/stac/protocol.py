@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,14 +14,14 @@ from terramind_cube.stac.result import SearchResult
 from terramind_cube.stac.search import Filters, area_geometry, limit_items, parse_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pystac
 
     from terramind_cube.modalities import Modality
     from terramind_cube.stac.search import DatetimeQuery
 
-__all__ = ["Catalog"]
+__all__ = ["Catalog", "without_remarks"]
 
 
 class Catalog(Protocol):
@@ -145,6 +147,17 @@ class Catalog(Protocol):
             datetime=datetime,
             source=self.name,
         )
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Read items without pystac's remarks on each about fields that no cube uses.
+
+    It cannot bring the storage fields of Earth Search's items to the form of STAC 1.1, for one.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"pystac\.extensions")
+        yield
 
 
 def _search_modalities(

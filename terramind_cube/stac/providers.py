@@ -312,7 +312,8 @@ def _rows(collection: str | None) -> Iterator[CollectionRow]:
 
 
 def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", name.lower())
+    # Letters and digits apart: "sentinel2-l2a" is "sentinel-2-l2a".
+    return re.findall(r"[a-z]+|[0-9]+", name.lower())
 
 
 def _contains(words: list[str], wanted: list[str]) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from terramind_cube.stac.search import DatetimeQuery
 
-__all__ = ["SearchResult", "portable_dict"]
+__all__ = ["SearchResult", "check_target", "portable_dict"]
 
 _JSON_SUFFIXES = (".json", ".geojson")
 _PARQUET_SUFFIXES = (".parquet", ".geoparquet")
@@ -114,15 +114,7 @@ class SearchResult(Sequence["pystac.Item"]):
         ValueError
             If there is no item, or the suffix is none of these.
         """
-        target = Path(path)
-        suffix = target.suffix.lower()
-        if suffix not in (*_JSON_SUFFIXES, *_PARQUET_SUFFIXES):
-            raise ValueError(
-                f"Cannot save items as {target.name!r}: the suffix is "
-                f"{' or '.join((*_JSON_SUFFIXES, *_PARQUET_SUFFIXES))}."
-            )
-        if target.exists() and not overwrite:
-            raise FileExistsError(f"{target} exists already: pass overwrite=True to replace it.")
+        target, suffix = check_target(path, overwrite=overwrite)
         if not self.items:
             raise ValueError(f"There is no item to save as {target}: search again.")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +148,30 @@ class SearchResult(Sequence["pystac.Item"]):
 
     def _repr_html_(self) -> str:
         return draw_items(self)
+
+
+def check_target(path: str | Path, *, overwrite: bool) -> tuple[Path, str]:
+    """Return where items are to be saved, with the suffix in lower case.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists and may not be replaced.
+    ValueError
+        If the suffix is none that items are saved under.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in (*_JSON_SUFFIXES, *_PARQUET_SUFFIXES):
+        raise ValueError(
+            f"Cannot save items as {target.name!r}: the suffix is "
+            f"{' or '.join((*_JSON_SUFFIXES, *_PARQUET_SUFFIXES))}."
+        )
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a directory: name a file.")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists already: pass overwrite=True to replace it.")
+    return target, suffix
 
 
 def portable_dict(item: pystac.Item) -> dict[str, Any]:
