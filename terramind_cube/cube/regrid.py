@@ -39,6 +39,9 @@ _ALIGNED_TOLERANCE_PX = 0.01
 _EDGE_TOLERANCE_PX = 1e-6
 # From this many source pixels per target pixel on, interpolation would skip some: they are averaged.
 _COARSER = 1.01
+# GDAL would estimate for each block how much coarser it is, and blur those that are turned.
+_KERNEL = {"XSCALE": 1, "YSCALE": 1}
+_BY_AREA = ("nearest", "average", "mode", "min", "max", "med", "q1", "q3", "sum", "rms")
 
 
 def shares_axes(native: GeoBox, geobox: GeoBox) -> bool:
@@ -136,6 +139,7 @@ def warp_blocks(
             dst_nodata=fill_value,
             resampling=Resampling[method],
             num_threads=1,
+            **({} if method in _BY_AREA else _KERNEL),
         )
         yield target, warped[cut]
 
@@ -152,10 +156,20 @@ def warp_window(native: GeoBox, geobox: GeoBox) -> Window | None:
 
 
 def pixels_per_pixel(native: GeoBox, geobox: GeoBox) -> tuple[float, float]:
-    """Return how many native rows and columns lie in a pixel at the middle of a grid."""
-    height, width = geobox.shape.yx
-    across, down = np.array([0, 1, 0]) + width / 2, np.array([0, 0, 1]) + height / 2
-    columns, rows = _to_pixels(native, crs_of(geobox), *place_of(geobox.affine, across, down))
+    """Return how many native rows and columns lie in a pixel of a grid.
+
+    It is measured at the middle of the native pixels, so that what follows from it does not depend
+    on the part of the grid that is asked for.
+    """
+    height, width = native.shape.yx
+    x, y = place_of(native.affine, width / 2, height / 2)
+    if native.crs != geobox.crs:
+        x, y = crs_of(native).transformer_to_crs(crs_of(geobox))(x, y)
+    if not (math.isfinite(x) and math.isfinite(y)):  # half a world away
+        x, y = place_of(geobox.affine, geobox.shape.x / 2, geobox.shape.y / 2)
+    across = x + np.array([0, geobox.resolution.x, 0])
+    down = y + np.array([0, 0, geobox.resolution.y])
+    columns, rows = _to_pixels(native, crs_of(geobox), across, down)
     steps = np.hypot(
         [columns[1] - columns[0], rows[1] - rows[0]], [columns[2] - columns[0], rows[2] - rows[0]]
     )

@@ -156,7 +156,11 @@ def locate_bands(
     if row is not None and is_own and all(row.assets.get(b) in item.assets for b in labels):
         places = {band: _place(item, row.assets[band]) for band in labels}
         return _with_radiometry(item, modality, places, row)
-    rasters = {key: asset for key, asset in item.assets.items() if _is_raster(key, asset)}
+    rasters = {
+        key: asset
+        for key, asset in item.assets.items()
+        if _is_raster(key, asset) and key.lower() not in _BAND_NAMES[_SCENE_CLASSES]
+    }
     named = {key: asset for key, asset in rasters.items() if _names(key, modality.name)}
     claims = is_own if row else _looks_like(item, modality, rasters)
     if not (named or claims):
