@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pystac
 import pytest
 import rioxarray  # noqa: F401  # registers `rio`
 import xarray as xr
@@ -16,8 +17,12 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from terramind_cube import cli
+from terramind_cube.cube.load import load_cube
+from terramind_cube.stac import open_catalog
+from terramind_cube.stac.result import portable_dict
 from terramind_cube.store import ledger
 from terramind_cube.synthetic import write_catalog
+from tests.stac.api_server import ApiServer
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def store(catalog, tmp_path_factory):
 
 def test_help_names_every_command_and_option():
     text = call("--help").output
-    for command in ("demo", "synthesize", "info", "generate"):
+    for command in ("demo", "synthesize", "info", "generate", "index"):
         assert command in text
     options = call("generate", "--help").output
     for option in (
@@ -77,6 +82,10 @@ def test_help_names_every_command_and_option():
         assert f"--{option} " in options
     for command in ("demo", "synthesize"):
         assert "--size" in call(command, "--help").output
+
+    options = call("index", "--help").output
+    for option in ("bbox", "datetime", "modalities", "cloud-cover", "orbit", "max-items"):
+        assert f"--{option} " in options
 
 
 def test_version():
@@ -136,6 +145,68 @@ def test_options_reach_the_model_and_bbox_may_be_quoted(catalog, tmp_path):
         assert "temperature=0" in plain["LULC"].attrs["terramind_sampler"]
         assert plain["LULC"].encoding["chunks"] == (1, 64, 64)
         xr.testing.assert_equal(plain, quoted)
+
+
+@pytest.mark.parametrize("name", ["study.parquet", "study.json"])
+def test_index_keeps_a_search_that_gives_the_same_cube(catalog, tmp_path, name):
+    out = tmp_path / "kept" / name
+    asked = ("--datetime", "2024-05", "--modalities", "S2L2A", "DEM", "S1GRD")
+    result = call("index", catalog, out, *asked)
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line.split()[1:] for line in result.output.splitlines() if line}
+    assert rows["S2L2A"] == ["1", "2024-05-14"]
+    assert rows["DEM"] == ["1", "at", "any", "time"]
+    assert rows["Missing"] == ["S1GRD"]
+    assert f"tc.load_cube(\"{out}\", modalities=['S2L2A', 'DEM'])" in result.output
+    asked = {"datetime": "2024-05", "modalities": ["S2L2A", "DEM"]}
+    kept, original = (load_cube(source, **asked) for source in (out, catalog))
+    xr.testing.assert_identical(kept.compute(), original.compute())
+
+    before = out.read_bytes()
+    assert "pass --overwrite" in refused("index", catalog, out)
+    assert out.read_bytes() == before
+    assert call("index", catalog, out, "--overwrite").exit_code == 0
+    assert out.read_bytes() != before
+
+
+def test_index_of_an_api_opens_without_the_server(catalog, tmp_path):
+    out = tmp_path / "study.parquet"
+    items = [pystac.Item.from_dict(item) for item in absolute_items(catalog)]
+    west, south, east, north = items[0].bbox
+    with ApiServer(tmp_path, items=items) as server:
+        assert "give --bbox" in refused("index", server.url, out)
+        area = ("--bbox", west, south, east, north)
+        result = call("index", server.url, out, *area, "--orbit", "ascending", "--max-items", 1)
+        assert result.exit_code == 0, result.output
+        assert len(server.requests("/search")) == 4  # one for each modality
+    assert [item.id for item in open_catalog(out).search(modalities=["S2L2A"])] == [items[0].id]
+    cube = load_cube(out, modalities=["S2L2A", "DEM"])
+    assert float(cube["S2L2A"].compute().max()) > 0
+
+
+def absolute_items(catalog):
+    found = open_catalog(catalog).search(modalities=["S2L2A", "S1RTC", "DEM", "LULC"])
+    return [portable_dict(item) for item in found]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--modalities", "S2L2B"], "did you mean 'S2L2A'"),
+        (["--cloud-cover", "200"], "percentage from 0 to 100"),
+        (["--orbit", "up"], "orbit is 'ascending'"),
+        (["--max-items", "0"], "--max-items"),
+        (["--datetime", "2024-05/2024-04"], "ends before it starts"),
+        (["--bbox", "-33.9", "151", "-33.8", "152"], "looks like lat/lon order"),
+        (["--bbox", "-74", "40", "-73", "41"], "Nothing is found"),
+    ],
+)
+def test_index_refuses_bad_input_and_writes_nothing(catalog, tmp_path, options, said):
+    asked = options if "--bbox" not in options else [*options, "--modalities", "S2L2A"]
+    assert said in refused("index", catalog, tmp_path / "study.json", *asked)
+    assert "the suffix is" in refused("index", catalog, tmp_path / "study.csv")
+    assert "did you mean 'earth-search'" in refused("index", "earth-serch", tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_run_goes_on_with_resume(catalog, store, tmp_path, monkeypatch):

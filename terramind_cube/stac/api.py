@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ApiCatalog", "open_api"]
 
+PAGE_ITEMS = 100
+"""Items of a page where the caller does not say; servers would send as few as ten."""
 RETRIES = 5
 BACKOFF_S = 0.5
 """Wait before the second retry; it doubles with every further one."""
@@ -119,7 +121,7 @@ class ApiCatalog(Catalog):
             intersects=None if request.area is None else dict(request.area),
             datetime=request.datetime,
             ids=asked.ids,
-            limit=asked.limit,
+            limit=asked.limit or PAGE_ITEMS,
             query=None if not query else {name: dict(tests) for name, tests in query.items()},
         )
         with self._answering(), without_remarks():

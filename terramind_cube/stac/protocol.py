@@ -105,7 +105,7 @@ class Catalog(Protocol):
         ids : sequence of str, optional
             Item ids.
         limit : int, optional
-            Items of one page of an API; the server's choice by default.
+            Items of one page of an API; 100 by default.
         max_items : int, optional
             Most items of each collection.
 

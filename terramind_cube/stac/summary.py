@@ -29,7 +29,7 @@ __all__ = ["ItemCounts", "count_items", "describe_items", "draw_items"]
 _DATES_SHOWN = 12
 _SHAPES_SHOWN = 200
 _PICTURE_PX = 180.0
-_MARGIN_PX = 4.0
+_LEAST_EXTENT_DEG = 0.01
 # How much of an ISO date tells when something is: a day, a year, nothing.
 _DATE_LENGTH = {"instant": 10, "annual": 4, "static": 0}
 
@@ -130,18 +130,19 @@ def _table_row(row: ItemCounts, days: Sequence[str], columns: int) -> str:
 
 def _picture(result: SearchResult) -> str:
     """Draw footprints, and the searched area dashed, in the colour of the text around."""
-    places = [item_shape(item) for item in result.items[:_SHAPES_SHOWN]]
-    drawn = [(place, _ITEM_STYLE) for place in places if place is not None]
-    if result.area is not None:
-        drawn.append((shape(result.area), _AREA_STYLE))
-    drawn = [(place, style) for place, style in drawn if not place.is_empty]
-    if not drawn:
+    places = [place for item in result.items[:_SHAPES_SHOWN] if (place := item_shape(item))]
+    region = None if result.area is None else shape(result.area)
+    if region is None and not places:
         return ""
-    frame = _Frame.of([place for place, _ in drawn])
-    paths = "".join(f'<path d="{frame.outline(place)}" {style}/>' for place, style in drawn)
+    frame = _Frame.around(region, places)
+    # Repeated footprints, such as those of one tile, are drawn once.
+    drawn = dict.fromkeys(f'd="{frame.outline(place)}" {_ITEM_STYLE}' for place in places)
+    if region is not None:
+        drawn[f'd="{frame.outline(region)}" {_AREA_STYLE}'] = None
     width, height = frame.size_px
+    paths = "".join(f"<path {path}/>" for path in drawn if not path.startswith('d=""'))
     return (
-        f'<svg width="{width:.0f}" height="{height:.0f}" stroke="currentColor" role="img" '
+        f'<svg width="{width:.1f}" height="{height:.1f}" stroke="currentColor" role="img" '
         f'style="flex:none"><title>Footprints</title>{paths}</svg>'
     )
 
@@ -157,45 +158,51 @@ class _Frame:
     is_turned: bool
 
     @classmethod
-    def of(cls, places: Sequence[Any]) -> _Frame:
-        corners = shapely.get_coordinates(places)
+    def around(cls, region: Any, places: Sequence[Any]) -> _Frame:
+        """Frame a searched area with as much again around it, or else all places."""
+        corners = shapely.get_coordinates(places if region is None else region)
         turned = _turned(corners)
         is_turned = bool(np.ptp(turned[:, 0]) < np.ptp(corners[:, 0]))
         used = turned if is_turned else corners
-        west, south = used.min(axis=0)
-        east, north = used.max(axis=0)
+        extent = np.maximum(np.ptp(used, axis=0), _LEAST_EXTENT_DEG)
+        margin = extent * (0.02 if region is None else 0.5)
+        west, south = used.min(axis=0) - margin
+        east, north = used.max(axis=0) + margin
         return cls(float(west), float(south), float(east), float(north), is_turned)
 
     @property
     def scale(self) -> NDArray[np.float64]:
         """Pixels per degree of longitude and latitude: the former is the shorter."""
         squeeze = max(math.cos(math.radians((self.south + self.north) / 2)), 0.05)
-        extent = max((self.east - self.west) * squeeze, self.north - self.south, 1e-6)
+        extent = max((self.east - self.west) * squeeze, self.north - self.south)
         return np.array([squeeze, 1.0]) * (_PICTURE_PX / extent)
 
     @property
     def size_px(self) -> tuple[float, float]:
-        extent = np.array([self.east - self.west, self.north - self.south])
-        width, height = extent * self.scale + 2 * _MARGIN_PX
+        """Width and height of the picture."""
+        width, height = np.array([self.east - self.west, self.north - self.south]) * self.scale
         return float(width), float(height)
 
     def outline(self, place: Any) -> str:
-        """Return the borders of a shape as an SVG path."""
+        """Return what the frame shows of a shape, as an SVG path."""
+        turned = shapely.transform(place, _turned) if self.is_turned else place
+        seen = shapely.box(self.west, self.south, self.east, self.north)
         lines = []
-        for ring in shapely.get_parts(_borders(place)):
-            corners = shapely.get_coordinates(ring)
-            corners = _turned(corners) if self.is_turned else corners
-            offsets = np.column_stack([corners[:, 0] - self.west, self.north - corners[:, 1]])
-            pixels = offsets * self.scale + _MARGIN_PX
-            lines.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in pixels))
+        for line in shapely.get_parts(_lines(_valid(turned).intersection(seen))):
+            pixels = (shapely.get_coordinates(line) - (self.west, self.north)) * self.scale
+            lines.append("M" + "L".join(f"{x:.1f} {-y:.1f}" for x, y in pixels))
         return "".join(lines)
 
 
-def _borders(place: Any) -> Any:
+def _valid(place: Any) -> Any:
+    return place if place.is_valid else shapely.make_valid(place)
+
+
+def _lines(place: Any) -> Any:
     """Return the lines to draw of a shape; a point becomes a small square."""
     dimension = shapely.get_dimensions(place)
     if dimension == 0:
-        return place.buffer(0.01, cap_style="square").boundary
+        return place.buffer(_LEAST_EXTENT_DEG / 2, cap_style="square").boundary
     return place.boundary if dimension == 2 else place
 
 
