@@ -31,6 +31,7 @@ __all__ = [
     "crs_of",
     "geographic_extent",
     "local_crs",
+    "named_crs",
     "nearest_longitude",
     "pixel_of",
     "place_of",
@@ -215,6 +216,12 @@ def place_of(affine: Affine, columns: Any, rows: Any) -> tuple[Any, Any]:
 def pixel_of(affine: Affine, x: Any, y: Any) -> tuple[Any, Any]:
     """Return columns and rows, in pixels from a raster's corner, of some places."""
     return place_of(~affine, x, y)
+
+
+def named_crs(crs: CRS) -> CRS:
+    """Return a CRS by its EPSG code where it has one: its text is short, and the same everywhere."""
+    short = CRS(f"EPSG:{crs.epsg}") if crs.epsg else crs
+    return short if short == crs else crs
 
 
 def to_geographic(crs: CRS, x: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

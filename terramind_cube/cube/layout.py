@@ -15,6 +15,7 @@ import numpy as np
 import odc.geo.xr  # noqa: F401  # registers the `odc` accessor
 import xarray as xr
 
+from terramind_cube.cube.request import band_label
 from terramind_cube.modalities import (
     LULC_CLASSES,
     MODALITIES,
@@ -24,7 +25,7 @@ from terramind_cube.modalities import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
@@ -34,6 +35,8 @@ __all__ = ["CubeLayout", "Layer", "read_geobox", "read_layout"]
 RESOLUTION_M = 10.0
 RESOLUTION_RANGE_M = (8.0, 12.5)
 _SPACING_TOLERANCE = 1e-3
+_RED_EDGE = ("B05", "B06", "B07", "B8A")
+_RADAR_NAMES = ("vv", "vh")
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,14 @@ class CubeLayout:
     times : numpy.ndarray of datetime64[ns], or None
         None where every layer is static.
     layers : tuple of Layer
+    read_failures : sequence of str or None
+        What could not be read so far, where files may fail; it grows while pixels are computed.
     """
 
     geobox: GeoBox
     times: NDArray[np.datetime64] | None
     layers: tuple[Layer, ...]
+    read_failures: Sequence[str] | None = None
 
 
 def read_geobox(cube: xr.Dataset) -> GeoBox:
@@ -96,7 +102,16 @@ def read_geobox(cube: xr.Dataset) -> GeoBox:
         If pixels are far from 10 m.
     """
     if "y" not in cube.dims or "x" not in cube.dims:
-        raise ValueError(f"A cube has dimensions y and x, in metres; this one has {_names(cube)}.")
+        is_geographic = {"latitude", "longitude"} <= {str(dim) for dim in cube.dims}
+        hint = (
+            " Latitude and longitude are degrees: load it in metres, with odc.stac.load(..., "
+            "crs='utm', resolution=10), or reproject it with cube.odc.reproject('utm', "
+            "resolution=10)."
+        )
+        raise ValueError(
+            f"A cube has dimensions y and x, in metres; this one has {_names(cube)}."
+            f"{hint if is_geographic else ''}"
+        )
     for dim in ("y", "x"):
         _check_spacing(cube, dim)
     geobox: GeoBox | None = cube.odc.geobox
@@ -140,6 +155,11 @@ def read_layout(
     Parameters
     ----------
     cube : xarray.Dataset
+        A variable per modality. Sentinel-2 may also be a variable per band, named "B04" or "red",
+        as `odc.stac.load` gives it: in digital numbers, of any dtype, with 0, NaN or the attribute
+        ``nodata`` where invalid. `odc.stac.load` leaves the offset in the pixels that products of
+        processing baseline 04.00 and later have, and nothing in its result tells: subtract 1000
+        from those dates before (`load_cube` does so by itself).
     inputs : sequence of str, optional
         Modalities that must be there; by default every modality of the cube whose pixels
         TerraMind takes.
@@ -159,6 +179,11 @@ def read_layout(
     ValueError
         If the grid does not fit (see `read_geobox`), a modality is unknown or absent, bands are
         missing, or nothing usable is there.
+
+    Warns
+    -----
+    UserWarning
+        If variables ``vv`` and ``vh`` are not looked at.
     """
     geobox = read_geobox(cube)
     found = _find_layers(cube, bands or {})
@@ -173,19 +198,25 @@ def read_layout(
     usable = [row.name for row in MODALITIES.values() if row.is_raw_input]
     absent = [name for name in chosen if name not in found]
     if absent:
-        raise ValueError(f"The cube has no {', '.join(absent)}; it holds {_names(cube)}.")
+        raise ValueError(
+            f"The cube has no {', '.join(absent)}; it holds {_names(cube)}.{_hints(cube, found)}"
+        )
     if not chosen:
         raise ValueError(
             f"The cube has no usable input: it holds {_names(cube)}; "
-            f"TerraMind takes {', '.join(usable)}."
+            f"TerraMind takes {', '.join(usable)}.{_hints(cube, found)}"
         )
+    has_radar = any(name in found for name in ("S1RTC", "S1GRD"))
+    if inputs is None and not has_radar and (hint := _radar_hint(cube)):
+        warnings.warn(hint, UserWarning, stacklevel=3)
     subsets = dict(bands or {})
     unread = [name for name in subsets if name not in chosen]
     if unread:
         raise ValueError(f"bands names {', '.join(unread)}; the inputs are {', '.join(chosen)}.")
     layers = tuple(_layer(rows[name], found[name], subsets.get(name)) for name in chosen)
     has_time = any(not layer.is_static for layer in layers)
-    return CubeLayout(geobox, _times(cube) if has_time else None, layers)
+    times = _times(cube) if has_time else None
+    return CubeLayout(geobox, times, layers, cube.attrs.get("read_failures"))
 
 
 def _own_modality(cube: xr.Dataset, name: str, statistics: Statistics) -> Modality:
@@ -269,20 +300,77 @@ def _stacked_bands(
     """Stack Sentinel-2 variables named by band, as `odc.stac.load` gives them.
 
     All bands must be there, or those of a subset.
-
-    Sentinel-1 bands are not taken this way: whether `vv` is linear or in dB, terrain corrected or
-    not, cannot be seen from its name.
     """
+    held = _band_variables(cube)
     for name in ("S2L1C", "S2L2A"):
         modality = MODALITIES[name]
         wanted = [band for band in modality.bands if band in subsets.get(name, modality.bands)]
-        if wanted and all(band in cube.data_vars for band in wanted):
-            bands = [cube[band] for band in wanted]
+        missing = {band for band in wanted if band not in held}
+        if missing and missing <= set(_RED_EDGE) and "rededge" in cube.data_vars:
+            raise ValueError(
+                f"The variable rededge may be any of {', '.join(_RED_EDGE)}, which share this "
+                f"name: load {', '.join(sorted(missing))} by their own names, as "
+                "odc.stac.load(..., bands=['B05', 'B06', ...])."
+            )
+        if wanted and not missing:
+            bands = [_with_zeros(cube[held[band]]) for band in wanted]
             stacked = xr.concat(
                 bands, dim="band", coords="minimal", compat="override", combine_attrs="drop"
             ).assign_coords(band=wanted)
             return {name: _banded(modality, stacked)}
     return {}
+
+
+def _band_variables(cube: xr.Dataset) -> dict[str, Hashable]:
+    """Return the variables that are named after a band of Sentinel-2, by its label."""
+    held: dict[str, Hashable] = {}
+    for name, data in cube.data_vars.items():
+        label = band_label(str(name))
+        is_raster = {"y", "x"} <= set(data.dims) <= {"time", "y", "x"}
+        # The label itself goes before a common name of the same band.
+        if (
+            label in MODALITIES["S2L1C"].bands
+            and is_raster
+            and (label not in held or name == label)
+        ):
+            held[label] = name
+    return held
+
+
+def _with_zeros(data: xr.DataArray) -> xr.DataArray:
+    """Return a band whose invalid pixels are 0, or NaN, which are invalid alike."""
+    nodata = data.attrs.get("nodata", data.encoding.get("_FillValue"))
+    if nodata is None or np.isnan(nodata) or nodata == 0:
+        return data
+    return data.where(data != nodata, np.zeros((), data.dtype))
+
+
+def _hints(cube: xr.Dataset, found: Mapping[str, xr.DataArray]) -> str:
+    """Say what variables that are no modality could become."""
+    hints = []
+    held = _band_variables(cube)
+    if held and not any(name in found for name in ("S2L2A", "S2L1C")):
+        missing = [band for band in MODALITIES["S2L2A"].bands if band not in held]
+        hints.append(
+            f"S2L2A lacks {', '.join(missing)}: load all bands, or choose some with bands="
+            "{'S2L2A': [...]}."
+        )
+    if hint := _radar_hint(cube):
+        hints.append(hint)
+    return "".join(f" {hint}" for hint in hints)
+
+
+def _radar_hint(cube: xr.Dataset) -> str:
+    """Say why variables named by polarisation are not taken, and how they would be."""
+    held = [str(name) for name in cube.data_vars if str(name).lower() in _RADAR_NAMES]
+    if not held:
+        return ""
+    return (
+        f"Whether {', '.join(held)} is linear or in dB, terrain-corrected or not, cannot be seen "
+        "from its name. In decibels (10 * np.log10(cube.vv) of linear power) it is taken as "
+        "cube['S1RTC'] = xr.concat([vv_db, vh_db], 'S1RTC_band').assign_coords("
+        "S1RTC_band=['VV', 'VH']), or 'S1GRD' if it is not radiometrically terrain-corrected."
+    )
 
 
 def _layer(modality: Modality, data: xr.DataArray, bands: Sequence[str] | None) -> Layer:

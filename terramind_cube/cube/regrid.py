@@ -7,8 +7,10 @@ it is asked for, and a pixel must not depend on the chunk around it.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import dask.array
 import numpy as np
 from affine import Affine
 from odc.geo.geobox import GeoBox
@@ -23,16 +25,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from odc.geo import CRS
 
+    from terramind_cube.cube.mosaic import ChunkedGrid
+
     Window = tuple[int, int, int, int]
 
 __all__ = [
+    "Regridding",
     "can_pick",
     "nearest_pixels",
     "pixels_per_pixel",
+    "regrid",
     "shares_axes",
     "warp_blocks",
     "warp_window",
 ]
+
+da: Any = dask.array  # only partly typed
 
 _WARP_BLOCK_PX = 256
 _ALIGNED_TOLERANCE_PX = 0.01
@@ -42,6 +50,47 @@ _COARSER = 1.01
 # GDAL would estimate for each block how much coarser it is, and blur those that are turned.
 _KERNEL = {"XSCALE": 1, "YSCALE": 1}
 _BY_AREA = ("nearest", "average", "mode", "min", "max", "med", "q1", "q3", "sum", "rms")
+
+
+@dataclass(frozen=True)
+class Regridding:
+    """How pixels of a cube come onto another grid.
+
+    Attributes
+    ----------
+    method : str
+        Name of one of GDAL's methods.
+    fill_value : float
+        Of invalid pixels.
+    is_decibel : bool
+        Whether they are interpolated as linear power.
+    """
+
+    method: str
+    fill_value: float
+    is_decibel: bool = False
+
+
+def regrid(pixels: Any, native: GeoBox, target: ChunkedGrid, how: Regridding) -> Any:
+    """Bring a lazy array onto another grid.
+
+    Parameters
+    ----------
+    pixels : dask.array.Array, shape (..., y, x)
+    native : GeoBox
+        Its grid.
+    target : ChunkedGrid
+        North-up grid.
+    how : Regridding
+
+    Returns
+    -------
+    dask.array.Array, shape (..., y, x)
+        In the chunks of the target along y and x. A pixel does not depend on any chunks.
+    """
+    if native == target.geobox:
+        return pixels
+    return da.block([[_piece(pixels, native, box, how) for box in row] for row in target.geoboxes])
 
 
 def shares_axes(native: GeoBox, geobox: GeoBox) -> bool:
@@ -238,3 +287,70 @@ def _to_pixels(
             x = nearest_longitude(np.asarray(x), native.boundingbox.span_x / 2 + native.affine.c)
     columns, rows = pixel_of(native.affine, np.asarray(x), np.asarray(y))
     return columns, rows
+
+
+def _piece(pixels: Any, native: GeoBox, geobox: GeoBox, how: Regridding) -> Any:
+    """Return one chunk of a grid, made of those native pixels alone that it needs."""
+    height, width = geobox.shape.yx
+    edges: Window | None
+    if can_pick(native, geobox, how.method):
+        rows, columns = (
+            places[(places >= 0) & (places < size)]
+            for places, size in zip(nearest_pixels(native, geobox), native.shape.yx, strict=True)
+        )
+        is_empty = not (len(rows) and len(columns))
+        edges = None if is_empty else (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
+    else:
+        edges = warp_window(native, geobox)
+    if edges is None:
+        return da.full(
+            (*pixels.shape[:-2], height, width),
+            how.fill_value,
+            dtype=pixels.dtype,
+            chunks=(*pixels.chunks[:-2], (height,), (width,)),
+        )
+    y0, y1, x0, x1 = (int(edge) for edge in edges)
+    part = pixels[..., y0:y1, x0:x1].rechunk({pixels.ndim - 2: -1, pixels.ndim - 1: -1})
+    return part.map_blocks(
+        _regrid_block,
+        native=native[y0:y1, x0:x1],
+        geobox=geobox,
+        how=how,
+        dtype=pixels.dtype,
+        chunks=(*part.chunks[:-2], (height,), (width,)),
+        meta=np.empty((0,) * pixels.ndim, pixels.dtype),
+    )
+
+
+def _regrid_block(
+    block: NDArray[Any], native: GeoBox, geobox: GeoBox, how: Regridding
+) -> NDArray[Any]:
+    """Bring planes of pixels (..., y, x) onto a grid."""
+    planes = block.reshape(-1, *block.shape[-2:])
+    out = np.full((len(planes), *geobox.shape.yx), how.fill_value, block.dtype)
+    if can_pick(native, geobox, how.method):
+        rows, columns = nearest_pixels(native, geobox)
+        inside_y = np.flatnonzero((rows >= 0) & (rows < planes.shape[1]))
+        inside_x = np.flatnonzero((columns >= 0) & (columns < planes.shape[2]))
+        picked = planes[:, rows[inside_y][:, None], columns[inside_x]]
+        out[:, inside_y[:, None], inside_x] = picked
+    else:
+        for plane, warped in zip(planes, out, strict=True):
+            _warp_plane(plane, warped, native, geobox, how)
+    return out.reshape(*block.shape[:-2], *geobox.shape.yx)
+
+
+def _warp_plane(
+    plane: NDArray[Any], out: NDArray[Any], native: GeoBox, geobox: GeoBox, how: Regridding
+) -> None:
+    """Warp one plane of pixels into another."""
+    values = plane.astype(np.uint8) if plane.dtype == np.bool_ else plane
+    if how.is_decibel:
+        values = np.power(np.float32(10), values / np.float32(10))
+
+    def read(window: Window) -> NDArray[Any]:
+        y0, y1, x0, x1 = window
+        return np.ascontiguousarray(values[y0:y1, x0:x1])
+
+    for place, warped in warp_blocks(native, geobox, how.method, how.fill_value, read):
+        out[place] = 10 * np.log10(warped) if how.is_decibel else warped

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from terramind_cube.store.conventions import find_geobox
-from terramind_cube.store.ledger import read_receipts, read_run
+from terramind_cube.store.ledger import noted_failures, read_receipts, read_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +28,7 @@ __all__ = [
     "name_crs",
 ]
 
+_SHOWN_FAILURES = 5
 _RUN_ROWS = {
     "terramind_model": "Model",
     "terramind_weights_sha256": "Weights",
@@ -110,6 +111,9 @@ def describe_store(path: str | PathLike[str]) -> list[tuple[str, str]]:
     if run.finished_at:
         status += f", finished {run.finished_at}"
     rows = [("Store", str(Path(path).absolute())), ("Status", status)]
+    if failures := noted_failures(path):
+        rows.append(("Not read", f"{len(failures)} assets, their pixels are nodata"))
+        rows += [("", failure) for failure in failures[:_SHOWN_FAILURES]]
     with xr.open_zarr(path) as content:
         rows += _describe_content(content)
     for key, label in _RUN_ROWS.items():

@@ -336,6 +336,8 @@ def _described(result: xr.Dataset, layout: CubeLayout, plan: TilePlan) -> xr.Dat
         # Makes the CRS a coordinate again when xarray opens what `to_zarr` wrote.
         "coordinates": "spatial_ref",
     }
+    if layout.read_failures is not None:
+        result.attrs["read_failures"] = layout.read_failures
     for row in plan.variables():
         result[row.name].attrs = {**row.attrs, **provenance}
         if row.lattice == "pixels":

@@ -1,8 +1,9 @@
 """The ledger beside the arrays: which settings a store holds and which regions are finished.
 
 ``ledger/run.json`` says what is being written, ``ledger/receipts/<region>.json`` that one region
-is whole on disk. Neither names a host or a folder. A chunk file is no proof of completion: Zarr
-writes no file for a chunk that holds only the fill value.
+is whole on disk. Neither names a host or a folder. ``ledger/read_failures.json`` lists what could
+not be read, where files may fail. A chunk file is no proof of completion: Zarr writes no file for a
+chunk that holds only the fill value.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = [
     "LEDGER",
@@ -27,6 +28,8 @@ __all__ = [
     "finish_run",
     "list_differences",
     "normalize_fingerprint",
+    "note_failures",
+    "noted_failures",
     "read_receipts",
     "read_run",
     "start_run",
@@ -36,6 +39,7 @@ __all__ = [
 
 LEDGER = "ledger"
 _FORMAT = "terramind_cube.ledger/1"
+_FAILURES = "read_failures.json"
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,21 @@ def write_receipt(
 def completed(path: str | os.PathLike[str]) -> set[str]:
     """Return the keys of the finished regions of the store at `path`."""
     return {file.stem for file in (Path(path) / LEDGER / "receipts").glob("*.json")}
+
+
+def note_failures(path: Path, failures: Sequence[str]) -> None:
+    """Add what could not be read to the list of the store at `path`, each failure once."""
+    known = noted_failures(path)
+    if new := [failure for failure in failures if failure not in known]:
+        _write_json(path / LEDGER / _FAILURES, {"read_failures": [*known, *new]})
+
+
+def noted_failures(path: str | os.PathLike[str]) -> list[str]:
+    """Return what could not be read for the store at `path`, in this and earlier runs."""
+    file = Path(path) / LEDGER / _FAILURES
+    if not file.exists():
+        return []
+    return list(json.loads(file.read_text(encoding="utf-8"))["read_failures"])
 
 
 def read_receipts(path: str | os.PathLike[str]) -> list[Receipt]:

@@ -312,17 +312,22 @@ def _create_template(
         group = zarr.open_group(scratch, mode="r+", zarr_format=3)
         # As a group, the ledger is a known member: listing the store does not warn about it.
         group.create_group(ledger.LEDGER)
-        with warnings.catch_warnings():
-            # Without it a plain xr.open_zarr warns; zarr warns that it is not in the core spec.
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(group.store, zarr_format=3)
-        legacy = json.dumps(conventions.legacy_metadata(group), indent=2, sort_keys=False)
-        (scratch / ".zmetadata").write_text(legacy + "\n", encoding="utf-8")
+        _consolidate(group, scratch)
         ledger.start_run(scratch, settings, regions=regions)
         scratch.rename(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def _consolidate(group: zarr.Group, root: Path) -> None:
+    """Write the metadata of all variables where readers look for them at once."""
+    with warnings.catch_warnings():
+        # Without it a plain xr.open_zarr warns; zarr warns that it is not in the core spec.
+        warnings.filterwarnings("ignore", message="Consolidated metadata|Object at .zmetadata")
+        zarr.consolidate_metadata(group.store, zarr_format=3)
+    legacy = json.dumps(conventions.legacy_metadata(group), indent=2, sort_keys=False)
+    (root / ".zmetadata").write_text(legacy + "\n", encoding="utf-8")
 
 
 def _write_regions(
@@ -351,6 +356,7 @@ def _write_regions(
             receipt = ledger.write_receipt(
                 target, plan.key, region=plan.bounds, seconds=seconds, sha256=digests
             )
+            ledger.note_failures(target, prepared.attrs.get("read_failures", ()))
             done += 1
             if progress is not None:
                 progress(done, len(plans), receipt)
@@ -358,6 +364,10 @@ def _write_regions(
         # A process killed inside a write leaves the temporary file of zarr or of the ledger.
         leftover.unlink(missing_ok=True)
     if ledger.read_run(target).status != "complete":
+        if failures := ledger.noted_failures(target):
+            group = zarr.open_group(target, mode="r+", zarr_format=3)
+            group.attrs["read_failures"] = failures
+            _consolidate(group, target)
         ledger.finish_run(target)
 
 
