@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from terramind_cube.stac.bands import locate_bands
-from terramind_cube.stac.providers import collections_of, providers_with, rank
-from terramind_cube.stac.search import Filters, swapped_area
+from terramind_cube.stac.providers import collections_of, find_row, providers_with, rank
+from terramind_cube.stac.search import Filters, limit_items, swapped_area
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from terramind_cube.stac.catalogs import Catalog
     from terramind_cube.stac.search import DatetimeQuery
 
-__all__ = ["find_bands"]
+__all__ = ["collection_groups", "find_bands", "holds", "search_modality"]
+
+_FEW_COLLECTIONS = 20
 
 
 def find_bands(
@@ -66,30 +69,20 @@ def find_bands(
     """
     filters = (filters or Filters()).for_modality(modality)
     known = catalog.collection_ids
-    groups: list[list[str] | None] = [None]
-    if known is not None:
-        groups = [[name] for name in collections_of(modality.name, known)]
-    if not groups:
+    if known is not None and not collection_groups(catalog, modality):
         raise ValueError(
             f"No collection of the catalog holds {modality.name}: {catalog.describe(None)}. It is "
             f"in {providers_with(modality.name)}."
         )
 
     def search(where: Any) -> list[ItemBands]:
-        for collections in groups:
-            items = catalog.search_items(
-                collections=collections, area=where, datetime=datetime, filters=filters
-            )
-            located = (locate_bands(item, modality, bands) for item in _once(items))
-            found = [item for item in located if item is not None]
-            if found:
-                best = min(rank(item.item.collection_id) for item in found)
-                return [item for item in found if rank(item.item.collection_id) == best]
-        return []
+        found = search_modality(catalog, modality, area=where, datetime=datetime, filters=filters)
+        located = (locate_bands(item, modality, bands) for item in _once(found))
+        return [item for item in located if item is not None]
 
     if found := search(area):
         return found
-    searched = [name for group in groups for name in group or ()] or None
+    searched = [name for group in collection_groups(catalog, modality) for name in group or ()]
     where = "" if area is None else " in the area"
     when = "" if datetime is None else f" for datetime {datetime!r}"
     hint = ""
@@ -98,10 +91,55 @@ def find_bands(
             " With longitude and latitude exchanged there are some: bbox is (west, south, east, "
             "north), GeoJSON is (longitude, latitude)."
         )
-    told = filters.describe()
     raise ValueError(
-        f"No {modality.name} item{where}{when}{told}: {catalog.describe(searched)}.{hint}"
+        f"No {modality.name} item{where}{when}{filters.describe()}: "
+        f"{catalog.describe(searched or None)}.{hint}"
     )
+
+
+def search_modality(
+    catalog: Catalog,
+    modality: Modality,
+    *,
+    area: Any,
+    datetime: DatetimeQuery | None,
+    filters: Filters,
+) -> list[pystac.Item]:
+    """Return the items of the most preferred collection that has any which hold a modality."""
+    for collections in collection_groups(catalog, modality):
+        items = catalog.search_items(
+            collections=collections,
+            area=area,
+            datetime=datetime,
+            # The first items of a mixed collection may hold something else.
+            filters=filters if collections else replace(filters, max_items=None),
+        )
+        if holding := [item for item in items if holds(item, modality)]:
+            best = min(rank(item.collection_id) for item in holding)
+            chosen = (item for item in holding if rank(item.collection_id) == best)
+            return limit_items(chosen, filters.max_items)
+    return []
+
+
+def collection_groups(catalog: Catalog, modality: Modality) -> list[list[str] | None]:
+    """Return the collections to search for a modality, one after the other; None is all of them.
+
+    Where no name of a small catalog says anything, its items are looked at.
+    """
+    known = catalog.collection_ids
+    if known is None:
+        return [None]
+    named = collections_of(modality.name, known)
+    is_unnamed = not any(find_row(name) for name in known) and len(known) <= _FEW_COLLECTIONS
+    return [None] if is_unnamed and known else [[name] for name in named]
+
+
+def holds(item: pystac.Item, modality: Modality) -> bool:
+    """Whether an item claims a modality."""
+    try:
+        return locate_bands(item, modality) is not None
+    except ValueError:  # what is wrong with it is said when it is read
+        return True
 
 
 def _once(items: Iterable[pystac.Item]) -> list[pystac.Item]:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from terramind_cube.modalities import MODALITIES, find_modality
-from terramind_cube.stac.bands import locate_bands
-from terramind_cube.stac.providers import DERIVED, LOADABLE, collections_of, find_row, rank
+from terramind_cube.stac.finding import holds, search_modality
+from terramind_cube.stac.providers import DERIVED, LOADABLE, find_row
 from terramind_cube.stac.result import SearchResult
-from terramind_cube.stac.search import Filters, area_geometry, limit_items, parse_interval
+from terramind_cube.stac.search import Filters, area_geometry, parse_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pystac
 
-    from terramind_cube.modalities import Modality
     from terramind_cube.stac.search import DatetimeQuery
 
 __all__ = ["Catalog", "without_remarks"]
@@ -173,36 +171,10 @@ def _search_modalities(
         if source not in found:
             row = MODALITIES[source]
             when = None if row.temporal == "static" else datetime
-            found[source] = _search_modality(catalog, row, area, when, filters.for_modality(row))
+            found[source] = search_modality(
+                catalog, row, area=area, datetime=when, filters=filters.for_modality(row)
+            )
     return {name: found[_source(name)] for name in asked}
-
-
-def _search_modality(
-    catalog: Catalog,
-    modality: Modality,
-    area: Mapping[str, Any] | None,
-    datetime: DatetimeQuery | None,
-    filters: Filters,
-) -> list[pystac.Item]:
-    """Return the items of the most preferred collection that has any."""
-    known = catalog.collection_ids
-    groups: list[list[str] | None] = [None]
-    asked = filters
-    if known is not None:
-        groups = [[name] for name in collections_of(modality.name, known)]
-    else:
-        # The first items of a mixed collection may hold something else.
-        asked = replace(filters, max_items=None)
-    for collections in groups:
-        items = catalog.search_items(
-            collections=collections, area=area, datetime=datetime, filters=asked
-        )
-        holding = [item for item in items if _holds(item, modality)]
-        if holding:
-            best = min(rank(item.collection_id) for item in holding)
-            chosen = (item for item in holding if rank(item.collection_id) == best)
-            return limit_items(chosen, filters.max_items)
-    return []
 
 
 def _search_collections(
@@ -232,7 +204,7 @@ def _by_modality(items: Iterable[pystac.Item]) -> dict[str, list[pystac.Item]]:
     found: dict[str, list[pystac.Item]] = {}
     for item in items:
         for name in LOADABLE:
-            if _holds(item, MODALITIES[name]):
+            if holds(item, MODALITIES[name]):
                 found.setdefault(name, []).append(item)
     return found
 
@@ -245,13 +217,6 @@ def _once(items: Iterable[pystac.Item]) -> tuple[pystac.Item, ...]:
         hrefs = frozenset((k, a.href.partition("?")[0]) for k, a in item.assets.items())
         kept.setdefault((item.collection_id, item.id, hrefs), item)
     return tuple(kept.values())
-
-
-def _holds(item: pystac.Item, modality: Modality) -> bool:
-    try:
-        return locate_bands(item, modality) is not None
-    except ValueError:  # it claims the modality: what is wrong with it is said when it is read
-        return True
 
 
 def _source(name: str) -> str:
