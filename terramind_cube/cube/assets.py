@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import rasterio
+import requests
 
 from terramind_cube.cube.failures import AssetError
 from terramind_cube.cube.reading import BandSource, ContradictionError, read_pixels
@@ -29,11 +28,10 @@ __all__ = ["OnError", "ReadOptions", "Reading", "fetch", "is_remote", "with_data
 OnError = Literal["raise", "nodata"]
 
 _LONGEST_DELAY_S = 30.0
-_REQUEST_RETRIES = 2
 # Neither waiting nor a new signature helps against these.
-_HOPELESS = re.compile(r"\b(404|410)\b|does not exist|No such file|Permission denied")
-# A refusal in the middle of a file is reported as a failed read.
-_NOT_REFUSED = re.compile(r"HTTP response code: (?!401|403)\d{3}")
+_HOPELESS = (404, 410)
+_REFUSED = (401, 403)
+_FIRST_ERROR = 400
 
 _FAILURES: dict[str, int] = {}
 """How often an address failed in this process."""
@@ -47,7 +45,8 @@ class ReadOptions:
     Parameters
     ----------
     timeout_s : float
-        Longest time of one request.
+        Longest time of one request, in seconds. A file that does not answer is given up after
+        ``(retries + 1) * timeout_s`` and the waits, or three times that in the middle of a read.
     retries : int
         Further attempts at reading a window of a file after one that failed.
     delay_s : float
@@ -61,7 +60,7 @@ class ReadOptions:
         If a number is negative, or the time-out not positive.
     """
 
-    timeout_s: float = 60.0
+    timeout_s: float = 30.0
     retries: int = 4
     delay_s: float = 0.5
     gdal: Mapping[str, str] = field(default_factory=dict)
@@ -74,13 +73,9 @@ class ReadOptions:
 
     def environment(self) -> dict[str, str]:
         """Return GDAL's options."""
-        limit = str(max(math.ceil(self.timeout_s), 1))
         return {
-            "GDAL_HTTP_TIMEOUT": limit,
-            "GDAL_HTTP_CONNECTTIMEOUT": limit,
-            # Of single requests, so that one of many does not cost the whole window.
-            "GDAL_HTTP_MAX_RETRY": str(min(self.retries, _REQUEST_RETRIES)),
-            "GDAL_HTTP_RETRY_DELAY": str(self.delay_s),
+            "GDAL_HTTP_TIMEOUT": str(self.timeout_s),
+            "GDAL_HTTP_CONNECTTIMEOUT": str(self.timeout_s),
             **{str(key): str(value) for key, value in self.gdal.items()},
         }
 
@@ -144,8 +139,7 @@ def with_dataset(
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, it concerns this file
             reason = _reason(error)
-            is_final = isinstance(error, ContradictionError | PermissionError)
-            if is_final or _HOPELESS.search(reason):
+            if isinstance(error, ContradictionError | PermissionError | _HopelessError):
                 break
     # Outside the handler: rasterio's errors do not pickle, and would travel as the context.
     href = without_secrets(place.href)
@@ -176,15 +170,46 @@ def _attempt(
     with rasterio.Env(**options):
         try:
             return _open(path, action)
-        except ContradictionError:
+        except (ContradictionError, MemoryError):
             raise
         except Exception as error:
             with _LOCK:
                 _FAILURES[signed] = max(_FAILURES.get(signed, 0), failures + 1)
+            status, said = _ask(signed, options)
             renew = getattr(signer, "renew", None)
-            if renew is not None and not _NOT_REFUSED.search(_reason(error)):
+            if status in _REFUSED and renew is not None:
                 renew(signed)
+            if said:
+                is_refused = status in _REFUSED and signer is None
+                kind = _HopelessError if is_refused or status in _HOPELESS else OSError
+                raise kind(said) from error
             raise
+
+
+class _HopelessError(OSError):
+    """No further attempt would help."""
+
+
+def _ask(href: str, options: Mapping[str, str]) -> tuple[int | None, str]:
+    """Return the status that a server gives for a file now, and what to say of it.
+
+    GDAL tells it only of some requests: not of one in the middle of a file, for instance.
+    """
+    if not href.startswith(("http://", "https://")):
+        return None, ""
+    headers = {"Range": "bytes=0-0"}
+    if header := options.get("GDAL_HTTP_HEADERS"):
+        name, _, value = header.partition(":")
+        headers[name.strip()] = value.strip()
+    limit_s = float(options["GDAL_HTTP_TIMEOUT"])
+    try:
+        with requests.get(href, headers=headers, timeout=limit_s, stream=True) as answer:
+            status = int(answer.status_code)
+    except requests.RequestException as error:
+        return None, f"the server does not answer ({type(error).__name__})"
+    if status < _FIRST_ERROR:
+        return status, ""
+    return status, f"the server answers {status} {answer.reason}"
 
 
 def _open(path: str, action: Callable[[rasterio.DatasetReader], Any]) -> Any:

@@ -61,14 +61,16 @@ class ReadFailures(list[str]):
 
     def __init__(self, token: str | None = None) -> None:
         super().__init__()
+        self._places: set[str] = set()
         self.token = token or uuid.uuid4().hex
         _LISTS[self.token] = self
 
-    def add(self, failure: str) -> None:
-        """Note a failure once."""
+    def add(self, place: str, reason: str) -> None:
+        """Note once that a place could not be read, with the first reason."""
         with _LOCK:
-            if not super().__contains__(failure):
-                self.append(failure)
+            if place not in self._places:
+                self._places.add(place)
+                self.append(f"{place}: {reason}")
 
     def fetch(self) -> None:
         """Take over what the workers of the current cluster have reported."""
@@ -80,9 +82,9 @@ class ReadFailures(list[str]):
             events = client.get_events(_TOPIC) if not client.asynchronous else ()
         except (ValueError, OSError, TimeoutError):  # no client, or one that is closing
             return
-        for _, (token, failure) in events:
+        for _, (token, place, reason) in events:
             if token == self.token:
-                self.add(failure)
+                self.add(place, reason)
 
     def __iter__(self) -> Iterator[str]:
         self.fetch()
@@ -111,11 +113,12 @@ class ReadFailures(list[str]):
         return list, (list(self),)
 
 
-def report_failure(token: str, failure: str) -> None:
+def report_failure(token: str, error: AssetError) -> None:
     """Add a failure to a list, which may live in another process."""
+    place = f"{error.item_id}, {error.asset}, {error.href}"
     known = _LISTS.get(token)
     if known is not None:
-        known.add(failure)
+        known.add(place, error.reason)
         return
     from distributed import get_worker
 
@@ -124,4 +127,4 @@ def report_failure(token: str, failure: str) -> None:
         worker = get_worker()
     except ValueError:
         return
-    worker.log_event(_TOPIC, (token, failure))
+    worker.log_event(_TOPIC, (token, place, error.reason))

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_cube"]
 
+_BESIDE = ("SCL", "cloud_mask")
 _MODES = ("analysis", "native")
 _ON_ERROR = ("raise", "nodata")
 
@@ -161,6 +162,7 @@ def load_cube(  # noqa: PLR0913
     token = "" if failures is None else failures.token
     headers = Headers(Reading(reading or ReadOptions(), sign, on_error, token))
     sources, grid = _find_leading(request, wanted, headers)
+    cube: xr.Dataset | xr.DataTree
     if mode == "native":
         from terramind_cube.cube.native import native_tree
 
@@ -212,6 +214,11 @@ def _assemble(
         coords |= band_labels(MODALITIES["RGB"], MODALITIES["RGB"].bands)
     if series[0].modality.temporal != "static":
         coords["time"] = xr.DataArray(stamps(times), dims="time")
+    length = len(times) if lengths["time"] == -1 else min(lengths["time"], len(times))
+    for coord in coords.values():
+        if coord.dims == ("time",):
+            # As those of the variables: xarray wants one chunking for each dimension of a store.
+            coord.encoding["chunks"] = (length,)
     ordered = [row.name for row in request.asked]
-    names = sorted(variables, key=lambda name: name not in ordered)
+    names = sorted(variables, key=[*ordered, *_BESIDE].index)
     return xr.Dataset({name: variables[name] for name in names}, coords=coords)

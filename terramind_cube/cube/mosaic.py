@@ -266,8 +266,7 @@ def _read_chunk(layers: _Layers, band: int, geobox: GeoBox, mosaic: Mosaic) -> N
         except AssetError as error:
             if mosaic.reading.on_error == "raise":
                 raise
-            place = f"{error.item_id}, {error.asset}, {error.href}: {error.reason}"
-            report_failure(mosaic.reading.failures, place)
+            report_failure(mosaic.reading.failures, error)
             continue
         if pixels is None:
             pixels = read

@@ -27,17 +27,13 @@ Signer = Callable[[str], str]
 
 _TOKEN_TIMEOUT_S = 30
 _TOKEN_MARGIN_S = 300
-# What one reader of Cloud-Optimized GeoTIFFs needs: no listing of folders, the header in one
-# request, neighbouring blocks in one request, and a cache of what was read.
+# What reading Cloud-Optimized GeoTIFFs needs: no listing of folders (10 requests fewer for each
+# file), the header of a large one in one request, ranges over one connection.
 _HTTP: Mapping[str, str] = MappingProxyType(
     {
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
         "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
-        "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-        "GDAL_HTTP_MULTIPLEX": "YES",
         "GDAL_HTTP_VERSION": "2TLS",
-        "VSI_CACHE": "TRUE",
-        "VSI_CACHE_SIZE": "5000000",
     }
 )
 
@@ -198,5 +194,5 @@ def find_access(href: str) -> Access:
 
 def without_secrets(text: Any) -> str:
     """Return a message without the signatures and tokens of the addresses in it."""
-    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?…", str(text))
+    text = re.sub(r"\?[\w.~-]+=[^\s'\",]*", "?…", str(text))
     return re.sub(r"Bearer \S+", "Bearer …", text)

@@ -55,6 +55,9 @@ class StaticCatalog(Catalog):
     name: str
     items: tuple[pystac.Item, ...]
 
+    def __repr__(self) -> str:
+        return f"StaticCatalog({self.name!r}, {len(self.items)} items)"
+
     @property
     def collection_ids(self) -> tuple[str, ...] | None:
         """None: the items themselves say what they hold."""

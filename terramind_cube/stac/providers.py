@@ -6,6 +6,7 @@ providers' STAC APIs (facts of issue 4); what a row does not say, the metadata o
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from terramind_cube.modalities import MODALITIES, nearest_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     import pystac
 
@@ -251,7 +252,7 @@ def find_row(collection: str | None, item: pystac.Item | None = None) -> Collect
     item : pystac.Item, optional
         Several providers have collections of one id: the row whose assets the item has is taken.
     """
-    rows = list(_rows(collection))
+    rows = _rows(collection)
     if item is not None:
         for row in rows:
             keys = [key for band, key in row.assets.items() if band != "SCL"]
@@ -262,7 +263,8 @@ def find_row(collection: str | None, item: pystac.Item | None = None) -> Collect
 
 def rank(collection: str | None) -> int:
     """Return how far behind a collection stands in the order of preference."""
-    return next((COLLECTIONS.index(row) for row in _rows(collection)), len(COLLECTIONS))
+    rows = _rows(collection)
+    return COLLECTIONS.index(rows[0]) if rows else len(COLLECTIONS)
 
 
 def collections_of(modality: str, known: Iterable[str]) -> list[str]:
@@ -299,16 +301,19 @@ def providers_with(modality: str) -> str:
     return ", ".join(found) or "no provider that is known here"
 
 
-def _rows(collection: str | None) -> Iterator[CollectionRow]:
-    """Yield the rows that fit an id, exact ones first."""
+@functools.cache
+def _rows(collection: str | None) -> tuple[CollectionRow, ...]:
+    """Return the rows that fit an id, exact ones first."""
     if collection is None:
-        return
-    yield from _BY_ID.get(collection, ())
+        return ()
     # Words around a provider's name make it a collection of one's own.
     words = _words(collection)
-    for row in COLLECTIONS:
-        if row.collection != collection and _contains(words, _words(row.collection)):
-            yield row
+    others = (
+        row
+        for row in COLLECTIONS
+        if row.collection != collection and _contains(words, _words(row.collection))
+    )
+    return (*_BY_ID.get(collection, ()), *others)
 
 
 def _words(name: str) -> list[str]:
