@@ -11,7 +11,7 @@ import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from terramind_cube import accessor as _accessor  # registers `Dataset.terramind`
+from terramind_cube import accessor as _accessor  # registers `.terramind`
 from terramind_cube.modalities import LULC_CLASSES, MODALITIES, standardize, unstandardize
 
 if TYPE_CHECKING:

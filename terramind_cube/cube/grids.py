@@ -230,7 +230,7 @@ def to_geographic(crs: CRS, x: Any, y: Any) -> tuple[NDArray[np.float64], NDArra
     return np.asarray(longitudes), np.asarray(latitudes)
 
 
-def nearest_longitude(longitudes: NDArray[np.float64], centre: float) -> NDArray[np.float64]:
+def nearest_longitude(longitudes: NDArray[Any], centre: float) -> NDArray[Any]:
     """Return longitudes turned by whole circles so that they lie within 180 degrees of a centre."""
     return (longitudes - centre + 180) % 360 - 180 + centre
 

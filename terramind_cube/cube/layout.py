@@ -270,7 +270,7 @@ def _find_layers(cube: xr.Dataset, subsets: Mapping[str, Sequence[str]]) -> dict
             found[modality.name] = _banded(modality, cube[modality.name])
     if not any(name in found for name in ("S2L2A", "S2L1C")):
         found |= _stacked_bands(cube, subsets)
-    return found
+    return {name: found[name] for name in MODALITIES if name in found}
 
 
 def _banded(modality: Modality, data: xr.DataArray) -> xr.DataArray:

@@ -1,7 +1,8 @@
-"""From one grid to another: pixels are picked where they lie on it, else warped by GDAL.
+"""From one grid to another: pixels are picked where they lie on it, sampled, or warped by GDAL.
 
-A warp works on blocks of the world's pixel lattice: GDAL interpolates it between the edges of what
-it is asked for, and a pixel must not depend on the chunk around it.
+GDAL does what is neither nearest nor bilinear, on blocks of the world's pixel lattice: it
+interpolates places between the edges of what it is asked for, and a pixel must not depend on the
+chunk around it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
 from terramind_cube.cube.grids import boundary, crs_of, nearest_longitude, pixel_of, place_of
+from terramind_cube.cube.sampling import sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -149,7 +151,7 @@ def warp_blocks(
     fill_value: float,
     read: Callable[[Window], NDArray[Any]],
 ) -> Iterator[tuple[tuple[slice, slice], NDArray[Any]]]:
-    """Warp whole blocks of the world's pixel lattice and cut out what was asked for.
+    """Bring pixels onto a grid, in parts that are whole blocks of the world's lattice or all of it.
 
     Parameters
     ----------
@@ -171,6 +173,11 @@ def warp_blocks(
     factors = pixels_per_pixel(native, geobox)
     if method == "bilinear" and min(factors) > _COARSER:
         method = "average"
+    if method in ("nearest", "bilinear"):
+        sampled = sample(native, geobox, method, fill_value, read)
+        if sampled is not None:
+            yield (slice(0, geobox.shape.y), slice(0, geobox.shape.x)), sampled
+        return
     for block, target, cut in _world_blocks(geobox):
         window = _source_window(native, block, _margin_px(factors))
         if window is None:

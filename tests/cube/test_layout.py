@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import odc.stac
 import pytest
 import xarray as xr
 from small import make_cube
 
 from terramind_cube.cube.layout import read_layout
 from terramind_cube.modalities import MODALITIES
+from tests.cube.scenes import CRS, LEFT, TOP, day, grid, make_item, warns_user, write_tiff
 
 
 def test_layers_come_with_time_and_bands_in_the_models_order():
@@ -120,3 +122,126 @@ def test_a_resolution_far_from_ten_metres_warns(resolution, warns):
         warnings.simplefilter("always", UserWarning)
         read_layout(cube)
     assert any("trained on 10 m" in str(w.message) for w in caught) == warns
+
+
+COMMON_NAMES = {
+    "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1",
+    "B06": "rededge2", "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09",
+    "B11": "swir16", "B12": "swir22",
+}  # fmt: skip
+
+
+def split(**names):
+    """The cube of one variable per band, and what it was made of."""
+    cube = make_cube(modalities=("S2L2A",))
+    bands = {
+        names.get(str(band), str(band)): cube.S2L2A.sel(S2L2A_band=band, drop=True)
+        for band in cube.S2L2A_band.values
+    }
+    return xr.Dataset(bands, coords={"spatial_ref": cube.spatial_ref}), cube
+
+
+@pytest.mark.parametrize(
+    "names", [COMMON_NAMES, {"B04": "red", "B8A": "nir08"}, {"B02": "b02", "B12": "SWIR22"}]
+)
+def test_bands_may_have_their_common_names(names):
+    bands, cube = split(**names)
+    (layer,) = read_layout(bands).layers
+    assert list(layer.data.band.values) == list(MODALITIES["S2L2A"].bands)
+    np.testing.assert_array_equal(layer.data.values, cube.S2L2A.values)
+
+
+def test_a_label_goes_before_a_common_name_of_the_same_band():
+    bands, cube = split()
+    bands = xr.Dataset({"red": bands.B04 * 0, **bands.data_vars, "green": bands.B03 * 0})
+    np.testing.assert_array_equal(read_layout(bands).layers[0].data.values, cube.S2L2A.values)
+
+
+def test_some_bands_are_enough_where_some_are_asked_for():
+    bands, cube = split(**COMMON_NAMES)
+    visible = bands[["red", "green", "blue"]]
+    (layer,) = read_layout(visible, bands={"S2L2A": ["B02", "B03", "B04"]}).layers
+    np.testing.assert_array_equal(layer.data.values, cube.S2L2A.values[:, 1:4])
+    with pytest.raises(ValueError, match=r"no S2L2A;.*S2L2A lacks B01, B05.*bands=\{'S2L2A'"):
+        read_layout(visible, ["S2L2A"])
+    with pytest.raises(ValueError, match=r"no usable input.*S2L2A lacks B01, B05"):
+        read_layout(visible)
+
+
+def test_rededge_may_be_any_of_four_bands():
+    bands, _ = split()
+    ambiguous = bands.rename(B05="rededge")
+    with pytest.raises(ValueError, match=r"rededge may be any of B05, B06, B07, B8A.*load B05 by"):
+        read_layout(ambiguous)
+    # Beside all four it is nobody's only name.
+    assert read_layout(bands.assign(rededge=bands.B05)).layers[0].data.sizes["band"] == 12
+
+
+@pytest.mark.parametrize("nodata", [0, None, np.nan, -9999.0])
+def test_floating_point_bands_are_invalid_where_they_say(nodata):
+    bands, cube = split()
+    bands = bands.astype("float32")
+    if nodata is not None:
+        for name, band in bands.items():
+            bands[name] = band.where(band != 0, nodata).assign_attrs(nodata=nodata)
+    (layer,) = read_layout(bands.chunk(y=64)).layers
+    assert layer.data.chunks is not None
+    np.testing.assert_array_equal(np.nan_to_num(layer.data.values), cube.S2L2A.values)
+
+
+def test_radar_bands_are_not_taken_by_their_names():
+    bands, _ = split()
+    radar = make_cube(modalities=("S1RTC",))
+    names = {band.lower(): radar.S1RTC.sel(S1RTC_band=band, drop=True) for band in ("VV", "VH")}
+    both = bands.assign(names)
+    with warns_user("Whether vv, vh is linear or in dB"):
+        layout = read_layout(both)
+    assert [layer.modality.name for layer in layout.layers] == ["S2L2A"]
+    with pytest.raises(ValueError, match=r"no S1RTC.*cube\['S1RTC'\] = xr.concat"):
+        read_layout(both, ["S2L2A", "S1RTC"])
+    with pytest.raises(ValueError, match=r"no usable input.*cube\['S1RTC'\] = xr.concat"):
+        read_layout(both[["vv", "vh"]])
+    # As the message says it:
+    both["S1RTC"] = xr.concat([both.vv, both.vh], "S1RTC_band").assign_coords(
+        S1RTC_band=["VV", "VH"]
+    )
+    layers = read_layout(both).layers
+    assert [layer.modality.name for layer in layers] == ["S2L2A", "S1RTC"]
+    np.testing.assert_array_equal(layers[1].data.values, radar.S1RTC.values)
+
+
+def stac_item(folder, names):
+    pixels = np.random.default_rng(0).integers(1, 9000, (12, 48, 48)).astype("uint16")
+    pixels[:, :4] = 0
+    assets = {
+        names.get(band, band): write_tiff(folder / f"{band}.tif", plane, nodata=0)
+        for band, plane in zip(MODALITIES["S2L2A"].bands, pixels, strict=True)
+    }
+    item = make_item("scene", day("2024-05-01"), assets, collection="sentinel-2-l2a")
+    item.properties |= {"proj:code": CRS, "proj:shape": [48, 48],
+                        "proj:transform": [10, 0, LEFT, 0, -10, TOP]}  # fmt: skip
+    item.stac_extensions.append("https://stac-extensions.github.io/projection/v2.0.0/schema.json")
+    return item, pixels
+
+
+@pytest.mark.parametrize("names", [{}, COMMON_NAMES])
+@pytest.mark.parametrize("dtype", ["uint16", None])
+def test_what_odc_stac_loads_is_a_cube(tmp_path, names, dtype):
+    item, pixels = stac_item(tmp_path, names)
+    # Without metadata, as Planetary Computer's, odc loads floating point.
+    assets = {"*": {"data_type": dtype, "nodata": 0}} if dtype else {}
+    loaded = odc.stac.load(
+        [item], geobox=grid(), chunks={"x": 32, "y": 32}, groupby="solar_day",
+        stac_cfg={"sentinel-2-l2a": {"assets": assets}}, bands=list(item.assets),
+    )  # fmt: skip
+    assert {str(band.dtype) for band in loaded.values()} == {dtype or "float32"}
+    (layer,) = read_layout(loaded).layers
+    assert layer.modality.name == "S2L2A"
+    np.testing.assert_array_equal(np.nan_to_num(layer.data.values[0]), pixels)
+
+
+def test_degrees_of_odc_stac_are_refused(tmp_path):
+    item, _ = stac_item(tmp_path, {})
+    loaded = odc.stac.load([item], crs="EPSG:4326", resolution=1e-4, chunks={}, bands=["B02"])
+    with pytest.raises(ValueError, match=r"dimensions y and x.*crs='utm', resolution=10"):
+        read_layout(loaded)

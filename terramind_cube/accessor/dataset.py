@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
 
+from terramind_cube.accessor.view import CubeView
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
     from typing import TypeAlias, Unpack
-
-    from matplotlib.figure import Figure
 
     from terramind_cube.inference.settings import GenerateSettings
     from terramind_cube.modalities import Statistics
@@ -31,17 +31,15 @@ __all__ = ["TerraMindAccessor"]
 
 
 @xr.register_dataset_accessor("terramind")
-class TerraMindAccessor:
+class TerraMindAccessor(CubeView):
     """TerraMind on a cube.
 
     Parameters
     ----------
     cube : xarray.Dataset
-        One projected 10 m grid with a variable per modality; see `terramind_cube.load_cube`.
+        One projected 10 m grid with a variable per modality, see `terramind_cube.load_cube`; or,
+        for Sentinel-2, one per band, see `terramind_cube.cube.read_layout`.
     """
-
-    def __init__(self, cube: xr.Dataset) -> None:
-        self._cube = cube
 
     def generate(  # noqa: PLR0913  # the public surface
         self,
@@ -182,7 +180,8 @@ class TerraMindAccessor:
         from terramind_cube import inference as room
 
         sampling = room.Sampling(temperature, top_p, top_k)
-        layers, forms, sequences = room.read_inputs(self._cube, inputs, caption)
+        cube = self._cube
+        layers, forms, sequences = room.read_inputs(cube, inputs, caption)
         options = room.Options(
             room.WeightsChoice(model, weights, tokenizer_weights, vocabularies),
             room.Compute.choose(device, precision, compute_batch, threads),
@@ -201,7 +200,7 @@ class TerraMindAccessor:
             room.check_chunk(chunks),
         )
         names = room.check_outputs(outputs)
-        layout = room.read_layout(self._cube, layers, bands=bands, besides=names)
+        layout = room.read_layout(cube, layers, bands=bands, besides=names)
         return room.map_plan(layout, room.plan_generation(layout, names, options))
 
     def write(
@@ -309,7 +308,8 @@ class TerraMindAccessor:
         """
         from terramind_cube import inference as room
 
-        names, forms, sequences = room.read_inputs(self._cube, inputs, caption)
+        cube = self._cube
+        names, forms, sequences = room.read_inputs(cube, inputs, caption)
         extensions = tuple((new_modalities or {}).items())
         options = room.EmbedOptions(
             room.WeightsChoice(model, weights, tokenizer_weights, vocabularies, extensions),
@@ -323,7 +323,7 @@ class TerraMindAccessor:
             seed,
             room.check_chunk(chunks),
         )
-        layout = room.read_layout(self._cube, names, bands=bands, further=new_modalities)
+        layout = room.read_layout(cube, names, bands=bands, further=new_modalities)
         return room.map_plan(layout, room.plan_embedding(layout, options))[room.EMBEDDING]
 
     def tokenize(  # noqa: PLR0913  # the public surface
@@ -414,26 +414,3 @@ class TerraMindAccessor:
             seed,
         )
         return room.map_plan(layout, plan)
-
-    def plot(self, result: xr.Dataset | None = None, *, time: int = 0) -> Figure:
-        """Draw one date of the cube: true colour, land cover, confidence, whatever is there.
-
-        Parameters
-        ----------
-        result : xarray.Dataset, optional
-            What was generated from the cube; the cube's own LULC is then shown as the truth.
-        time : int
-            Position along time.
-
-        Returns
-        -------
-        matplotlib.figure.Figure
-
-        Raises
-        ------
-        ValueError
-            If there is nothing to draw.
-        """
-        from terramind_cube.display import quicklook
-
-        return quicklook(self._cube, result, time=time)
