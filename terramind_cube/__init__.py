@@ -16,7 +16,7 @@ from terramind_cube.modalities import LULC_CLASSES, MODALITIES, standardize, uns
 
 if TYPE_CHECKING:
     from terramind_cube import kernels, synthetic
-    from terramind_cube.cube import load_cube
+    from terramind_cube.cube import ReadOptions, load_cube
     from terramind_cube.model import load_model, load_tokenizer
     from terramind_cube.stac import open_catalog
 
@@ -24,6 +24,7 @@ __version__ = version("terramind-cube")
 __all__ = [
     "LULC_CLASSES",
     "MODALITIES",
+    "ReadOptions",
     "__version__",
     "kernels",
     "load_cube",
@@ -37,6 +38,7 @@ __all__ = [
 del _accessor
 
 _ROOMS = {
+    "ReadOptions": "terramind_cube.cube",
     "load_cube": "terramind_cube.cube",
     "load_model": "terramind_cube.model",
     "load_tokenizer": "terramind_cube.model",

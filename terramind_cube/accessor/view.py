@@ -73,6 +73,30 @@ class CubeView:
         coords = {"time": times, "clear_fraction": ("time", clear[chosen].astype(np.float32))}
         return xr.DataArray(times, dims="time", coords=coords, name="time")
 
+    def find_implausible(self, *, window_px: int = 512) -> list[str]:
+        """Return what looks wrong in a window of each date: an offset, a unit, a legend.
+
+        Providers' metadata are wrong at times. Only the windows are computed.
+
+        Parameters
+        ----------
+        window_px : int
+            Side of the window in the middle of the area.
+
+        Returns
+        -------
+        list of str
+            Empty where all is plausible; see `terramind_cube.cube.plausibility`.
+
+        Raises
+        ------
+        ValueError
+            If the window is not positive.
+        """
+        from terramind_cube.cube.plausibility import find_implausible
+
+        return find_implausible(self._cube, window_px=window_px)
+
     def plot(self, result: xr.Dataset | None = None, *, time: int = 0) -> Figure:
         """Draw one date of the cube: true colour, land cover, confidence, whatever is there.
 

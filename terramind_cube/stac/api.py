@@ -68,6 +68,11 @@ class ApiCatalog(Catalog):
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", f"STAC API {self.client.get_self_href()}")
 
+    @property
+    def is_public(self) -> bool:
+        """Whether this is a known provider, whose archive nobody wants whole."""
+        return _provider_at(self.client.get_self_href()) is not None
+
     @cached_property
     def collection_ids(self) -> tuple[str, ...] | None:
         """Collections of a known provider that this package knows; of another API all it lists."""

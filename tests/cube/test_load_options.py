@@ -16,6 +16,7 @@ from odc.geo.geobox import GeoBox
 from terramind_cube.cube import ReadOptions, load_cube
 from terramind_cube.cube.failures import AssetError, ReadFailures
 from terramind_cube.modalities import MODALITIES
+from terramind_cube.stac import StaticCatalog
 from tests.cube.scenes import (
     CRS,
     LEFT,
@@ -359,6 +360,16 @@ def test_exchanged_coordinates_are_noticed(tmp_path):
     west, south, east, north = item.bbox
     with pytest.raises(ValueError, match="longitude and latitude exchanged there are some"):
         load_cube([item], bbox=(south, west, north, east), modalities=["S2L2A"])
+
+
+def test_whole_archive_of_a_provider_is_not_searched(tmp_path):
+    class Archive(StaticCatalog):
+        is_public = True
+
+    items = (s2_item(tmp_path, "a", day("2024-05-01")),)
+    with pytest.raises(ValueError, match="Archive holds the whole world: give bbox"):
+        load_cube(Archive("Archive", items), modalities=["S2L2A"])
+    assert load_cube(Archive("Archive", items), modalities=["S2L2A"], ids=["a"]).sizes["time"] == 1
 
 
 def test_empty_items_and_addresses_are_named(tmp_path):
