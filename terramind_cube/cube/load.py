@@ -8,6 +8,7 @@ import xarray as xr
 from odc.geo.xr import xr_coords
 
 from terramind_cube.cube.assets import Reading, ReadOptions
+from terramind_cube.cube.chunking import ChunkedGrid
 from terramind_cube.cube.failures import ReadFailures
 from terramind_cube.cube.grids import (
     GridRequest,
@@ -17,7 +18,6 @@ from terramind_cube.cube.grids import (
     geographic_extent,
 )
 from terramind_cube.cube.headers import Headers
-from terramind_cube.cube.mosaic import ChunkedGrid
 from terramind_cube.cube.pairing import parse_tolerance
 from terramind_cube.cube.request import CubeRequest, as_catalog, check_chunks, check_modalities
 from terramind_cube.cube.series import find_series

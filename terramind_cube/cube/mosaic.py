@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import dask.array
@@ -12,30 +11,25 @@ import numpy as np
 from dask._task_spec import Alias, Task
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
-from odc.geo import CRS
-from odc.geo.geobox import GeoBox
-from shapely.geometry import shape
 
 from terramind_cube.cube.assets import Reading, fetch
 from terramind_cube.cube.failures import AssetError, report_failure
-from terramind_cube.cube.grids import boundary, crs_of, nearest_longitude
 from terramind_cube.cube.radiometry import is_invalid
 from terramind_cube.cube.reading import BandSource, DeclaredGrid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+    from odc.geo.geobox import GeoBox
 
+    from terramind_cube.cube.chunking import ChunkedGrid
     from terramind_cube.cube.radiometry import Radiometry
     from terramind_cube.stac.bands import BandLocation
 
-__all__ = ["ChunkedGrid", "ItemSource", "Mosaic", "lazy_mosaic"]
+__all__ = ["ItemSource", "Mosaic", "lazy_mosaic"]
 
 da: Any = dask.array  # only partly typed
-
-_GEOMETRY_MARGIN_DEG = 0.05
-_MARGIN_PX = 3
 
 
 @dataclass(frozen=True)
@@ -70,80 +64,6 @@ class ItemSource:
             self.resampling,
             self.declared[index],
         )
-
-
-class ChunkedGrid:
-    """A grid cut into chunks, and which chunks an item touches.
-
-    Parameters
-    ----------
-    geobox : GeoBox
-    chunks_px : mapping
-        Chunk lengths of ``"y"`` and ``"x"``; -1 is all.
-    """
-
-    def __init__(self, geobox: GeoBox, chunks_px: Mapping[str, int]) -> None:
-        self.geobox = geobox
-        self.chunks = tuple(
-            _lengths(size, chunks_px[dim]) for size, dim in zip(geobox.shape.yx, "yx", strict=True)
-        )
-        self._edges: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
-        self._touched: dict[Any, list[tuple[int, int]]] = {}
-
-    @cached_property
-    def geoboxes(self) -> list[list[GeoBox]]:
-        """Grid of each chunk, row by row."""
-        starts = [np.cumsum((0, *lengths)).tolist() for lengths in self.chunks]
-        return [
-            [self.geobox[y0:y1, x0:x1] for x0, x1 in zip(starts[1], starts[1][1:], strict=False)]
-            for y0, y1 in zip(starts[0], starts[0][1:], strict=False)
-        ]
-
-    def touched(self, footprint: GeoBox | dict[str, Any] | None) -> list[tuple[int, int]]:
-        """Return row and column of the chunks that a footprint may have pixels in."""
-        everywhere = [
-            (y, x) for y in range(len(self.chunks[0])) for x in range(len(self.chunks[1]))
-        ]
-        if footprint is None:
-            return everywhere
-        key = footprint if isinstance(footprint, GeoBox) else id(footprint)
-        if key not in self._touched:
-            self._touched[key] = [
-                place for place, is_touched in zip(everywhere, self._tests(footprint), strict=True)
-                if is_touched
-            ]  # fmt: skip
-        return self._touched[key]
-
-    def _tests(self, footprint: GeoBox | dict[str, Any]) -> NDArray[np.bool_]:
-        if isinstance(footprint, GeoBox):
-            crs, box = crs_of(footprint), footprint.boundingbox.bbox
-            margin = _MARGIN_PX * max(abs(footprint.resolution.x), abs(footprint.resolution.y))
-        else:
-            crs, box, margin = CRS("EPSG:4326"), shape(footprint).bounds, _GEOMETRY_MARGIN_DEG
-        x, y = self._edges_in(crs)
-        if crs.geographic:
-            x = nearest_longitude(x, (box[0] + box[2]) / 2)
-        # A chunk that cannot be expressed in the file's CRS is left to the task.
-        is_unknown = ~(np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1))
-        is_outside = (
-            (x.max(axis=1) < box[0] - margin)
-            | (x.min(axis=1) > box[2] + margin)
-            | (y.max(axis=1) < box[1] - margin)
-            | (y.min(axis=1) > box[3] + margin)
-        )
-        tests: NDArray[np.bool_] = is_unknown | ~is_outside
-        return tests
-
-    def _edges_in(self, crs: CRS) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return x and y, in a CRS, of points around each chunk: arrays (chunk, point)."""
-        key = str(crs)
-        if key not in self._edges:
-            rings = [boundary(geobox) for row in self.geoboxes for geobox in row]
-            x, y = (np.stack(values) for values in zip(*rings, strict=True))
-            if crs != (own := crs_of(self.geobox)):
-                x, y = own.transformer_to_crs(crs)(x, y)
-            self._edges[key] = np.asarray(x), np.asarray(y)
-        return self._edges[key]
 
 
 @dataclass(frozen=True)
@@ -307,10 +227,3 @@ def _token(
     )  # fmt: skip
     digest.update(tokenize(shared).encode())
     return digest.hexdigest()
-
-
-def _lengths(size: int, chunk: int) -> tuple[int, ...]:
-    if chunk in (-1, 0) or chunk >= size:
-        return (size,)
-    rest = size % chunk
-    return (*(chunk,) * (size // chunk), *((rest,) if rest else ()))

@@ -12,6 +12,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
+from terramind_cube.cube.chunking import ChunkedGrid
 from terramind_cube.cube.grids import (
     boundary,
     crs_of,
@@ -20,7 +21,6 @@ from terramind_cube.cube.grids import (
     pixel_of,
     place_of,
 )
-from terramind_cube.cube.mosaic import ChunkedGrid
 from terramind_cube.cube.series import Series, steps_of
 from terramind_cube.cube.variables import (
     Assembly,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from odc.geo import CRS
 
-    from terramind_cube.cube.mosaic import ChunkedGrid
+    from terramind_cube.cube.chunking import ChunkedGrid
 
     Window = tuple[int, int, int, int]
 

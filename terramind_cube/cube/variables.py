@@ -13,7 +13,7 @@ import xarray as xr
 
 from terramind_cube.cube.clouds import CLOUD_DILATION_M, SCENE_CLASSES, mask_finisher
 from terramind_cube.cube.duplicates import processing_age
-from terramind_cube.cube.mosaic import ChunkedGrid, ItemSource, Mosaic, lazy_mosaic
+from terramind_cube.cube.mosaic import ItemSource, Mosaic, lazy_mosaic
 from terramind_cube.cube.radiometry import Radiometry, added_offset_dn, ndvi, rgb
 from terramind_cube.modalities import LULC_CLASSES, MODALITIES
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from terramind_cube.cube.chunking import ChunkedGrid
     from terramind_cube.cube.headers import Headers
     from terramind_cube.cube.pairing import TimeStep
     from terramind_cube.cube.request import CubeRequest
