@@ -101,6 +101,10 @@ def decode(
     ValueError
         If optical bands or classes are floating point: they are digital numbers and codes.
     """
+    if radiometry.kind == "reflectance" and raw.dtype == np.uint16:
+        fills = {radiometry.nodata, file_nodata} - {None, 0}
+        if not fills and radiometry.offset_dn <= 0:
+            return _shift_down(raw, -radiometry.offset_dn)
     invalid = np.zeros(raw.shape, np.bool_)
     for value in (radiometry.nodata, file_nodata):
         if value is not None:
@@ -123,6 +127,16 @@ def decode(
         return np.where(invalid | (raw == 0), 0, shifted).astype(np.uint16)
     codes = _class_table()[np.clip(raw, 0, 255)] if radiometry.kind == "provider classes" else raw
     return np.where(invalid, radiometry.fill_value, codes).astype(radiometry.dtype)
+
+
+def _shift_down(raw: NDArray[np.uint16], amount: int) -> NDArray[np.uint16]:
+    """Subtract from digital numbers, with few copies; a valid pixel never becomes 0."""
+    if amount == 0:
+        return raw
+    shifted = np.maximum(raw, np.uint16(amount + 1))
+    shifted -= np.uint16(amount)
+    shifted[raw == 0] = 0
+    return shifted
 
 
 def encode(pixels: NDArray[Any], radiometry: Radiometry) -> NDArray[Any]:
