@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ __all__ = ["OnError", "ReadOptions", "Reading", "fetch", "is_remote", "with_data
 OnError = Literal["raise", "nodata"]
 
 _LONGEST_DELAY_S = 30.0
+_PATIENCE_S = 60.0
 # Neither waiting nor a new signature helps against these.
 _HOPELESS = (404, 410)
 _REFUSED = (401, 403)
@@ -35,6 +37,8 @@ _FIRST_ERROR = 400
 
 _FAILURES: dict[str, int] = {}
 """How often an address failed in this process."""
+_GIVEN_UP: dict[str, float] = {}
+"""When all attempts at an address had failed."""
 _LOCK = threading.Lock()
 
 
@@ -129,18 +133,26 @@ def with_dataset(
     """
     place = source.band
     attempts = reading.options.retries + 1 if is_remote(place.href) else 1
-    reason = ""
+    if time.monotonic() - _GIVEN_UP.get(place.href, -math.inf) < _PATIENCE_S:
+        attempts = 1  # the other chunks of a file that is gone for now need not wait as long
+    reason, wait_s = "", 0.0
     for attempt in range(attempts):
         if attempt:
-            time.sleep(min(reading.options.delay_s * 2 ** (attempt - 1), _LONGEST_DELAY_S))
+            own_s = reading.options.delay_s * 2 ** (attempt - 1)
+            time.sleep(min(max(own_s, wait_s), _LONGEST_DELAY_S))
         try:
-            return _attempt(source, reading, action)
+            result = _attempt(source, reading, action)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, it concerns this file
-            reason = _reason(error)
+            reason, wait_s = _reason(error), getattr(error, "wait_s", 0.0)
             if isinstance(error, ContradictionError | PermissionError | _HopelessError):
                 break
+        else:
+            _GIVEN_UP.pop(place.href, None)
+            return result
+    if attempts > 1:
+        _GIVEN_UP[place.href] = time.monotonic()
     # Outside the handler: rasterio's errors do not pickle, and would travel as the context.
     href = without_secrets(place.href)
     raise AssetError(href, without_secrets(reason), source.item_id, place.asset)
@@ -175,14 +187,15 @@ def _attempt(
         except Exception as error:
             with _LOCK:
                 _FAILURES[signed] = max(_FAILURES.get(signed, 0), failures + 1)
-            status, said = _ask(signed, options)
+            status, said, wait_s = _ask(signed, options)
             renew = getattr(signer, "renew", None)
             if status in _REFUSED and renew is not None:
                 renew(signed)
             if said:
                 is_refused = status in _REFUSED and signer is None
-                kind = _HopelessError if is_refused or status in _HOPELESS else OSError
-                raise kind(said) from error
+                if is_refused or status in _HOPELESS:
+                    raise _HopelessError(said) from error
+                raise _ServerError(said, wait_s) from error
             raise
 
 
@@ -190,13 +203,21 @@ class _HopelessError(OSError):
     """No further attempt would help."""
 
 
-def _ask(href: str, options: Mapping[str, str]) -> tuple[int | None, str]:
-    """Return the status that a server gives for a file now, and what to say of it.
+class _ServerError(OSError):
+    """A server that may answer later, after so many seconds at least."""
+
+    def __init__(self, said: str, wait_s: float) -> None:
+        super().__init__(said)
+        self.wait_s = wait_s
+
+
+def _ask(href: str, options: Mapping[str, str]) -> tuple[int | None, str, float]:
+    """Return the status that a server gives for a file now, what to say of it, and how long to wait.
 
     GDAL tells it only of some requests: not of one in the middle of a file, for instance.
     """
     if not href.startswith(("http://", "https://")):
-        return None, ""
+        return None, "", 0.0
     headers = {"Range": "bytes=0-0"}
     if header := options.get("GDAL_HTTP_HEADERS"):
         name, _, value = header.partition(":")
@@ -204,12 +225,13 @@ def _ask(href: str, options: Mapping[str, str]) -> tuple[int | None, str]:
     limit_s = float(options["GDAL_HTTP_TIMEOUT"])
     try:
         with requests.get(href, headers=headers, timeout=limit_s, stream=True) as answer:
-            status = int(answer.status_code)
+            status, asked = int(answer.status_code), answer.headers.get("Retry-After", "")
     except requests.RequestException as error:
-        return None, f"the server does not answer ({type(error).__name__})"
+        return None, f"the server does not answer ({type(error).__name__})", 0.0
     if status < _FIRST_ERROR:
-        return status, ""
-    return status, f"the server answers {status} {answer.reason}"
+        return status, "", 0.0
+    wait_s = float(asked) if asked.isdigit() else 0.0
+    return status, f"the server answers {status} {answer.reason}", wait_s
 
 
 def _open(path: str, action: Callable[[rasterio.DatasetReader], Any]) -> Any:

@@ -123,10 +123,12 @@ def load_cube(  # noqa: PLR0913
         times.
     on_error : {"raise", "nodata"}
         Whether a file that cannot be read stops a computation, or its pixels are nodata and
-        ``attrs["read_failures"]`` lists it.
+        ``attrs["read_failures"]`` lists it: in the computed cube and in a store that
+        ``cube.terramind.write`` made. ``to_zarr`` writes attributes before it computes.
     sign : callable, optional
-        Turns an address into one that may be read now; called where a file is read, again for every
-        new attempt. Planetary Computer's files are signed without it.
+        Turns an address into one that may be read now; called where a file is read, for every
+        attempt, so that it should keep its tokens. If it has a method ``renew``, that is called
+        with an address that was refused. Planetary Computer's files are signed without it.
     reading : ReadOptions, optional
         Time-out, attempts, and options of GDAL.
 

@@ -99,7 +99,7 @@ class Fault:
         Close the connection before any answer, in the middle of the body (whose whole length was
         announced), or send half of the body as if it were everything.
     hang_s : float
-        Wait so long first, or until the server is healed.
+        Wait so long first; the connection is dropped if the server is healed meanwhile.
     after : int
         So many matching requests pass before.
     method : str or None
@@ -238,7 +238,7 @@ class ApiServer:
         return hits
 
     def heal(self) -> None:
-        """Forget all faults, and let those wait no longer that hang."""
+        """Forget all faults, and drop the connections of those that hang."""
         self._service.heal()
 
     def expire(self) -> None:
@@ -511,8 +511,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         request = self._parse()
         fault = self.api._take_fault(request)
-        if fault is not None and fault.hang_s:
-            self.api._patience.wait(fault.hang_s)
+        if fault is not None and fault.hang_s and self.api._patience.wait(fault.hang_s):
+            # Healed meanwhile, for another test: the one that asked has given up.
+            self.close_connection = True
+            return
         if fault is not None and fault.drop == "early":
             self.api._record(request)
             self.close_connection = True
