@@ -354,6 +354,25 @@ def test_file_that_is_gone_is_not_asked_for_again_and_again(server, open_items):
     assert len(server.requests("S2A-west_B04")) <= 2
 
 
+def test_busy_server_is_left_alone_as_long_as_it_asks(server, open_items):
+    server.fail("S2A-west_B04", 2, status=503, retry_after="1")
+    start = time.monotonic()
+    load(open_items(), modalities=["S2L2A"], bands={"S2L2A": ["B04"]}, clouds=False, chunks={})
+    assert 0.9 <= time.monotonic() - start < 9
+
+
+def test_file_that_is_given_up_does_not_hold_up_its_other_chunks(server, open_items):
+    server.fail("S2A-west_B04", None, status=503)
+    slow = ReadOptions(timeout_s=10, retries=2, delay_s=0.3)
+    start = time.monotonic()
+    cube = build(open_items(), modalities=["S2L2A"], bands={"S2L2A": ["B04"]}, clouds=False,
+                 chunks={"y": 60, "x": 60}, reading=slow, on_error="nodata")  # fmt: skip
+    compute(cube, threads=1)
+    assert len(cube.attrs["read_failures"]) == 1
+    # 0.3 s and 0.6 s once, not for each of its dozens of chunks.
+    assert time.monotonic() - start < 15
+
+
 # Half an answer may hold a whole tile.
 @pytest.mark.parametrize("fault", BROKEN[:-1])
 def test_broken_file_leaves_a_hole_only_where_nothing_else_is(
