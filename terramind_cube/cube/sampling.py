@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from terramind_cube.cube.grids import crs_of, nearest_longitude, pixel_of
+from terramind_cube.kernels import cpu
+from terramind_cube.kernels.reference import LEAST_WEIGHT, NODE_PX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,76 +28,10 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating[Any]]
     Window = tuple[int, int, int, int]
 
-__all__ = ["native_places", "needed_window", "sample"]
+__all__ = ["sample"]
 
-_NODE_PX = 32
 _TOLERANCE_PX = 0.02
-_LEAST_WEIGHT = 1e-5
 _EDGE_PX = 1e-6
-
-
-def native_places(native: GeoBox, geobox: GeoBox) -> tuple[Floats, Floats]:
-    """Return where the pixels of a grid lie in another raster.
-
-    Parameters
-    ----------
-    native : GeoBox
-        Grid of the raster.
-    geobox : GeoBox
-        North-up grid.
-
-    Returns
-    -------
-    rows, columns : numpy.ndarray of float64, shape (y, x)
-        Of the pixels' centres, counted from the raster's corner; not finite where there is none.
-    """
-    own, crs, affine = crs_of(native), crs_of(geobox), geobox.affine
-    centre = native.affine.c + native.boundingbox.span_x / 2 if own.geographic else math.nan
-    steps = (affine.a, -affine.e)
-    height, width = geobox.shape.yx
-    first_x, first_y = (
-        math.floor(value / step + 0.5 + _EDGE_PX)
-        for value, step in zip((affine.c, -affine.f), steps, strict=True)
-    )
-    origin = (
-        affine.c - first_x % _NODE_PX * steps[0],
-        affine.f + first_y % _NODE_PX * steps[1],
-    )
-    cells = tuple(
-        -(-(first % _NODE_PX + size) // _NODE_PX)
-        for first, size in ((first_y, height), (first_x, width))
-    )
-    nodes_x, nodes_y, is_bent = _nodes(crs, own, origin, steps, cells, centre)
-    row, t_row = np.divmod(np.arange(height) + first_y % _NODE_PX + 0.5, _NODE_PX)
-    column, t_column = np.divmod(np.arange(width) + first_x % _NODE_PX + 0.5, _NODE_PX)
-    row, column = row.astype(int), column.astype(int)
-    weights = (t_row[:, None] / _NODE_PX, t_column[None, :] / _NODE_PX)
-    with np.errstate(invalid="ignore"):
-        x, y = (_between(nodes, row, column, weights) for nodes in (nodes_x, nodes_y))
-    if is_bent.any():
-        rows, columns = np.nonzero(is_bent[np.ix_(row, column)])
-        x[rows, columns], y[rows, columns] = _project(
-            crs, own, affine.c + (columns + 0.5) * steps[0],
-            affine.f - (rows + 0.5) * steps[1], centre,
-        )  # fmt: skip
-    columns_px, rows_px = pixel_of(native.affine, x, y)
-    return rows_px, columns_px
-
-
-def needed_window(native: GeoBox, places: tuple[Floats, Floats]) -> Window | None:
-    """Return the rows and columns (y0, y1, x0, x1) around some places, None if all lie outside."""
-    rows, columns = places
-    height, width = native.shape.yx
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    if not inside.any():
-        return None
-    y, x = rows[inside], columns[inside]
-    return (
-        max(int(y.min() - 0.5), 0),
-        min(int(y.max() + 0.5) + 1, height),
-        max(int(x.min() - 0.5), 0),
-        min(int(x.max() + 0.5) + 1, width),
-    )
 
 
 def sample(
@@ -121,21 +58,108 @@ def sample(
     numpy.ndarray, shape (y, x), or None
         None where the raster has no pixel.
     """
-    rows, columns = native_places(native, geobox)
-    window = needed_window(native, (rows, columns))
+    lattice = _lattice(native, geobox)
+    window = _needed_window(native, geobox, lattice)
     if window is None:
         return None
-    pixels = read(window)
-    height, width = native.shape.yx
-    with np.errstate(invalid="ignore"):
-        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    rows = np.where(inside, rows, window[0] + 0.5) - window[0]
-    columns = np.where(inside, columns, window[2] + 0.5) - window[2]
+    pixels = np.ascontiguousarray(read(window))
+    out = np.full(geobox.shape.yx, fill_value, pixels.dtype)
+    frame = (*lattice.first, window[0], window[2], *native.shape.yx)
+    y, x, rows, columns = lattice.bent
+    rows, columns = rows - window[0], columns - window[2]
     if method == "nearest":
-        picked = pixels[rows.astype(np.int32), columns.astype(np.int32)]
+        cpu.pick(pixels, lattice.nodes, lattice.is_bent, frame, out)
+        out[y, x] = pixels[rows.astype(np.intp), columns.astype(np.intp)]
     else:
-        picked = _bilinear(pixels, rows - 0.5, columns - 0.5, fill_value)
-    return np.where(inside, picked, np.asarray(fill_value, pixels.dtype))
+        cpu.blend(pixels, lattice.nodes, lattice.is_bent, frame, fill_value, out)
+        out[y, x] = _bilinear(pixels, rows - 0.5, columns - 0.5, fill_value)
+    return out
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """Where a grid lies in a raster: nodes of the world's lattice, linear between them.
+
+    Attributes
+    ----------
+    nodes : numpy.ndarray of float64, shape (2, n + 1, m + 1)
+        Row and column in the raster.
+    is_bent : numpy.ndarray of bool, shape (n, m)
+        Cells whose pixels are placed one by one.
+    first : tuple of int
+        Row and column of the grid's first pixel in the lattice.
+    bent : tuple of numpy.ndarray
+        Row and column in the grid, and row and column in the raster, of the pixels of those cells.
+    """
+
+    nodes: Floats
+    is_bent: NDArray[np.bool_]
+    first: tuple[int, int]
+    bent: tuple[NDArray[Any], NDArray[Any], Floats, Floats]
+
+
+def _lattice(native: GeoBox, geobox: GeoBox) -> _Lattice:
+    own, crs, affine = crs_of(native), crs_of(geobox), geobox.affine
+    centre = native.affine.c + native.boundingbox.span_x / 2 if own.geographic else math.nan
+    steps = (affine.a, -affine.e)
+    height, width = geobox.shape.yx
+    first_x, first_y = (
+        math.floor(value / step + 0.5 + _EDGE_PX) % NODE_PX
+        for value, step in zip((affine.c, -affine.f), steps, strict=True)
+    )
+    origin = (affine.c - first_x * steps[0], affine.f + first_y * steps[1])
+    cells = tuple(-(-(n + size) // NODE_PX) for n, size in ((first_y, height), (first_x, width)))
+    nodes_x, nodes_y, is_bent = _nodes(crs, own, origin, steps, cells, centre)
+    nodes = np.stack(pixel_of(native.affine, nodes_x, nodes_y)[::-1])
+    rows = columns = np.empty(0, np.intp)
+    x: Floats = np.empty(0)
+    y: Floats = np.empty(0)
+    if is_bent.any():
+        row, column = np.arange(height) + first_y, np.arange(width) + first_x
+        rows, columns = np.nonzero(is_bent[np.ix_(row // NODE_PX, column // NODE_PX)])
+        x = affine.c + (columns + 0.5) * steps[0]
+        y = affine.f - (rows + 0.5) * steps[1]
+        x, y = _project(crs, own, x, y, centre)
+    bent_columns, bent_rows = pixel_of(native.affine, x, y)
+    height_px, width_px = native.shape.yx
+    is_in = (
+        (bent_rows >= 0) & (bent_rows < height_px) & (bent_columns >= 0) & (bent_columns < width_px)
+    )
+    bent = (rows[is_in], columns[is_in], bent_rows[is_in], bent_columns[is_in])
+    return _Lattice(nodes, is_bent, (first_y, first_x), bent)
+
+
+def _needed_window(native: GeoBox, geobox: GeoBox, lattice: _Lattice) -> Window | None:
+    """Return the rows and columns (y0, y1, x0, x1) that a grid needs, None if it lies outside."""
+    # What is linear in cells has its extremes on the rim of the grid, or on nodes of bent cells.
+    edges: list[int] = []
+    for axis, size in enumerate(native.shape.yx):
+        found = [lattice.bent[2 + axis], *_rim(lattice.nodes[axis], geobox, lattice)]
+        values = np.concatenate(found)
+        values = values[np.isfinite(values)]
+        if not values.size or values.min() >= size or values.max() < 0:
+            return None
+        edges.append(max(math.floor(values.min() - 0.5), 0))
+        edges.append(min(math.floor(values.max() + 0.5) + 1, size))
+    return edges[0], edges[1], edges[2], edges[3]
+
+
+def _rim(nodes: Floats, geobox: GeoBox, lattice: _Lattice) -> list[Floats]:
+    """Return places in a raster along one axis: of the grid's outermost pixels."""
+    if lattice.is_bent.any():
+        corners = (nodes[:-1, :-1], nodes[:-1, 1:], nodes[1:, :-1], nodes[1:, 1:])
+        return [corner[~lattice.is_bent] for corner in corners]
+    found = []
+    for rows, columns in (
+        ([0, geobox.shape.y - 1], range(geobox.shape.x)),
+        (range(geobox.shape.y), [0, geobox.shape.x - 1]),
+    ):
+        y, x = np.asarray(rows) + lattice.first[0], np.asarray(columns) + lattice.first[1]
+        down, across = ((n % NODE_PX + 0.5)[:, None] / NODE_PX for n in (y, x))
+        lines = nodes[y // NODE_PX] * (1 - down) + nodes[y // NODE_PX + 1] * down
+        i = x // NODE_PX
+        found.append((lines[:, i] * (1 - across.T) + lines[:, i + 1] * across.T).ravel())
+    return found
 
 
 def _bilinear(
@@ -160,9 +184,9 @@ def _bilinear(
         place = first + step
         total += weight * ringed.take(place)
         divisor += weight * mask.take(place)
-    mean = total / np.maximum(divisor, _LEAST_WEIGHT)
+    mean = total / np.maximum(divisor, LEAST_WEIGHT)
     known = np.rint(mean) if pixels.dtype.kind in "iu" else mean
-    found = np.where(divisor > _LEAST_WEIGHT, known, fill_value)
+    found = np.where(divisor > LEAST_WEIGHT, known, fill_value)
     return found.astype(pixels.dtype)
 
 
@@ -179,8 +203,8 @@ def _nodes(
 
     def project(down: Floats, across: Floats) -> tuple[Floats, Floats]:
         x, y = np.broadcast_arrays(
-            origin[0] + across[None, :] * _NODE_PX * steps[0],
-            origin[1] - down[:, None] * _NODE_PX * steps[1],
+            origin[0] + across[None, :] * NODE_PX * steps[0],
+            origin[1] - down[:, None] * NODE_PX * steps[1],
         )
         return _project(crs, own, x, y, centre)
 
@@ -194,7 +218,7 @@ def _nodes(
             mean = (nodes[:-1, :-1] + nodes[1:, :-1] + nodes[:-1, 1:] + nodes[1:, 1:]) / 4
             pixel = np.maximum(
                 np.abs(nodes[:-1, 1:] - nodes[:-1, :-1]), np.abs(nodes[1:, :-1] - nodes[:-1, :-1])
-            ) / _NODE_PX  # fmt: skip
+            ) / NODE_PX  # fmt: skip
             bent |= ~(np.abs(middle - mean) <= _TOLERANCE_PX * pixel)
     return x, y, bent
 
@@ -209,12 +233,3 @@ def _project(crs: CRS, own: CRS, x: Floats, y: Floats, centre: float) -> tuple[F
     x[~np.isfinite(x)] = np.nan
     y[~np.isfinite(y)] = np.nan
     return (x if math.isnan(centre) else nearest_longitude(x, centre)), y
-
-
-def _between(
-    nodes: Floats, row: NDArray[Any], column: NDArray[Any], weights: tuple[Floats, Floats]
-) -> Floats:
-    down, across = weights
-    lines = nodes[row] * (1 - down) + nodes[row + 1] * down
-    found: Floats = lines[:, column] * (1 - across) + lines[:, column + 1] * across
-    return found

@@ -6,17 +6,23 @@ one thread already saturates the memory.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 
-from terramind_cube.kernels.reference import KEY_STEPS, MULTIPLIERS, ROUNDS
+from terramind_cube.kernels.reference import (
+    KEY_STEPS,
+    LEAST_WEIGHT,
+    MULTIPLIERS,
+    NODE_PX,
+    ROUNDS,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["normalize", "philox_normal", "philox_uniform"]
+__all__ = ["blend", "normalize", "philox_normal", "philox_uniform", "pick"]
 
 _M0, _M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
 _W0, _W1 = np.uint64(KEY_STEPS[0]), np.uint64(KEY_STEPS[1])
@@ -113,3 +119,102 @@ def philox_normal(
     _box_muller(even)
     if even is not out:
         out[:] = even[:, :count]
+
+
+@numba.njit(nogil=True, cache=True)
+def _pick(pixels, nodes, is_bent, frame, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    top, left, first_row, first_column, height, width = frame
+    rows, columns = nodes[0], nodes[1]
+    for y in range(out.shape[0]):
+        j = (y + top) // NODE_PX
+        v = (y + top - j * NODE_PX + 0.5) / NODE_PX
+        for i in range(is_bent.shape[1]):
+            if is_bent[j, i]:
+                continue
+            r0 = rows[j, i] * (1 - v) + rows[j + 1, i] * v
+            r1 = rows[j, i + 1] * (1 - v) + rows[j + 1, i + 1] * v
+            c0 = columns[j, i] * (1 - v) + columns[j + 1, i] * v
+            c1 = columns[j, i + 1] * (1 - v) + columns[j + 1, i + 1] * v
+            start = i * NODE_PX - left
+            for x in range(max(start, 0), min(start + NODE_PX, out.shape[1])):
+                u = (x - start + 0.5) / NODE_PX
+                row, column = r0 * (1 - u) + r1 * u, c0 * (1 - u) + c1 * u
+                if 0 <= row < height and 0 <= column < width:
+                    k, m = int(row) - first_row, int(column) - first_column
+                    if 0 <= k < pixels.shape[0] and 0 <= m < pixels.shape[1]:
+                        out[y, x] = pixels[k, m]
+
+
+def pick(
+    pixels: NDArray[np.generic],
+    nodes: NDArray[np.floating[Any]],
+    is_bent: NDArray[np.bool_],
+    frame: tuple[int, ...],
+    out: NDArray[np.generic],
+) -> None:
+    """Twin of `reference.pick`."""
+    _pick(pixels, nodes, is_bent, frame, out)
+
+
+@numba.njit(nogil=True, cache=True)
+def _blend(pixels, nodes, is_bent, frame, fill, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    top, left, first_row, first_column, height, width = frame
+    rows, columns = nodes[0], nodes[1]
+    for y in range(out.shape[0]):
+        j = (y + top) // NODE_PX
+        v = (y + top - j * NODE_PX + 0.5) / NODE_PX
+        for i in range(is_bent.shape[1]):
+            if is_bent[j, i]:
+                continue
+            r0 = rows[j, i] * (1 - v) + rows[j + 1, i] * v
+            r1 = rows[j, i + 1] * (1 - v) + rows[j + 1, i + 1] * v
+            c0 = columns[j, i] * (1 - v) + columns[j + 1, i] * v
+            c1 = columns[j, i + 1] * (1 - v) + columns[j + 1, i + 1] * v
+            start = i * NODE_PX - left
+            for x in range(max(start, 0), min(start + NODE_PX, out.shape[1])):
+                u = (x - start + 0.5) / NODE_PX
+                row, column = r0 * (1 - u) + r1 * u, c0 * (1 - u) + c1 * u
+                if 0 <= row < height and 0 <= column < width:
+                    out[y, x] = _mean(
+                        pixels, row - 0.5 - first_row, column - 0.5 - first_column, fill
+                    )
+
+
+@numba.njit(nogil=True, cache=True)
+def _mean(pixels, row, column, fill):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    j, i = int(np.floor(row)), int(np.floor(column))
+    down, across = row - j, column - i
+    total, divisor = 0.0, 0.0
+    for k in range(4):
+        y, x = j + k // 2, i + k % 2
+        if 0 <= y < pixels.shape[0] and 0 <= x < pixels.shape[1]:
+            value = float(pixels[y, x])
+            if not (value == fill or np.isnan(value)):
+                weight = (down if k // 2 else 1 - down) * (across if k % 2 else 1 - across)
+                total += weight * value
+                divisor += weight
+    return total / divisor if divisor > LEAST_WEIGHT else fill
+
+
+@numba.njit(nogil=True, cache=True)
+def _round(means, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            out[y, x] = np.rint(means[y, x])
+
+
+def blend(
+    pixels: NDArray[np.generic],
+    nodes: NDArray[np.floating[Any]],
+    is_bent: NDArray[np.bool_],
+    frame: tuple[int, ...],
+    fill: float,
+    out: NDArray[np.generic],
+) -> None:
+    """Twin of `reference.blend`."""
+    if out.dtype.kind == "f":
+        _blend(pixels, nodes, is_bent, frame, float(fill), out)
+        return
+    means = out.astype(np.float64)
+    _blend(pixels, nodes, is_bent, frame, float(fill), means)
+    _round(means, out)

@@ -7,18 +7,21 @@ bit for bit. `philox_uniform` is Philox4x32 with ten rounds (Salmon et al., SC 2
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["normalize", "philox", "philox_normal", "philox_uniform"]
+__all__ = ["blend", "normalize", "philox", "philox_normal", "philox_uniform", "pick"]
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
+NODE_PX = 32
+"""Side of the cells of the world in which places in another raster are linear."""
+LEAST_WEIGHT = 1e-5
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -96,3 +99,84 @@ def philox_normal(
     angle = np.float32(2 * np.pi) * uniform[:, 1::2]
     uniform[:, ::2], uniform[:, 1::2] = radius * np.cos(angle), radius * np.sin(angle)
     out[:] = uniform[:, : out.shape[1]]
+
+
+def pick(
+    pixels: NDArray[np.generic],
+    nodes: NDArray[np.floating[Any]],
+    is_bent: NDArray[np.bool_],
+    frame: tuple[int, ...],
+    out: NDArray[np.generic],
+) -> None:
+    """Write to `out` the pixels of a raster that hold its pixels' centres.
+
+    What lies outside of the raster, or in a bent cell, stays as it is.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray, shape (h, w)
+        A window of the raster that holds whatever is needed.
+    nodes : numpy.ndarray of float64, shape (2, n + 1, m + 1)
+        Row and column in the raster of the nodes of a lattice, `NODE_PX` pixels of `out` apart;
+        linear between them, first along y.
+    is_bent : numpy.ndarray of bool, shape (n, m)
+        Cells to leave out.
+    frame : tuple of int
+        Row and column of the first pixel of `out` in the lattice, row and column of the window in
+        the raster, height and width of the raster.
+    out : numpy.ndarray, shape (y, x)
+    """
+    rows, columns, known = _places(nodes, is_bent, frame, out.shape)
+    row, column = rows[known].astype(np.intp) - frame[2], columns[known].astype(np.intp) - frame[3]
+    out[known] = pixels[row, column]
+
+
+def blend(
+    pixels: NDArray[np.generic],
+    nodes: NDArray[np.floating[Any]],
+    is_bent: NDArray[np.bool_],
+    frame: tuple[int, ...],
+    fill: float,
+    out: NDArray[np.generic],
+) -> None:
+    """Write to `out` means of the four pixels around its pixels' centres, by distance.
+
+    Pixels that are NaN or `fill`, or outside, have no weight; without any, the mean is `fill`.
+    The other parameters are those of `pick`.
+    """
+    rows, columns, known = _places(nodes, is_bent, frame, out.shape)
+    row, column = rows[known] - 0.5 - frame[2], columns[known] - 0.5 - frame[3]
+    j, i = np.floor(row).astype(np.intp), np.floor(column).astype(np.intp)
+    down, across = row - j, column - i
+    total, divisor = np.zeros(row.shape), np.zeros(row.shape)
+    for k in range(4):
+        y, x = j + k // 2, i + k % 2
+        is_in = (y >= 0) & (y < pixels.shape[0]) & (x >= 0) & (x < pixels.shape[1])
+        value = np.full(row.shape, np.nan)
+        value[is_in] = pixels[y[is_in], x[is_in]]
+        weight = (down if k // 2 else 1 - down) * (across if k % 2 else 1 - across)
+        weight = np.where((value == fill) | np.isnan(value), 0, weight)
+        total += weight * np.where(weight > 0, value, 0)
+        divisor += weight
+    has_any = divisor > LEAST_WEIGHT
+    mean = np.where(has_any, total / np.where(has_any, divisor, 1), fill)
+    out[known] = np.rint(mean) if out.dtype.kind in "iu" else mean
+
+
+def _places(
+    nodes: NDArray[np.floating[Any]],
+    is_bent: NDArray[np.bool_],
+    frame: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]], NDArray[np.bool_]]:
+    """Return rows and columns in the raster, and where they are known and inside."""
+    (top, left), (height, width) = frame[:2], frame[4:]
+    y, x = np.arange(shape[0]) + top, np.arange(shape[1]) + left
+    j, i = np.ix_(y // NODE_PX, x // NODE_PX)
+    v, u = (y % NODE_PX + 0.5)[:, None] / NODE_PX, (x % NODE_PX + 0.5)[None] / NODE_PX
+    before = nodes[:, j, i] * (1 - v) + nodes[:, j + 1, i] * v
+    after = nodes[:, j, i + 1] * (1 - v) + nodes[:, j + 1, i + 1] * v
+    rows, columns = before * (1 - u) + after * u
+    with np.errstate(invalid="ignore"):
+        known = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    return rows, columns, known & ~is_bent[j, i]
