@@ -7,7 +7,6 @@ import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 import rasterio
 import requests
@@ -160,7 +159,7 @@ def with_dataset(
 
 def is_remote(href: str) -> bool:
     """Whether an address is not a path of this machine."""
-    return bool(urlsplit(href).scheme) or href.startswith("/vsi")
+    return "://" in href or href.startswith("/vsi")
 
 
 def _attempt(

@@ -113,6 +113,8 @@ def read_pixels(
     """
     _check(dataset, source)
     native = file_geobox(dataset)
+    if source.declared is not None:
+        _check_grid(native, source.declared.geobox())
     factors = pixels_per_pixel(native, geobox)
     level = _overview_level(dataset.overviews(source.band.index), min(factors))
     if level is None:
@@ -138,9 +140,9 @@ def _check(dataset: rasterio.DatasetReader, source: BandSource) -> None:
             f"it has {dataset.count} bands where its item needs {count or index}: list the bands "
             "of the file in eo:bands"
         )
-    if source.declared is None:
-        return
-    declared, own = source.declared.geobox(), file_geobox(dataset)
+
+
+def _check_grid(own: GeoBox, declared: GeoBox) -> None:
     if declared.crs != own.crs:
         raise ContradictionError(
             f"it is in {_name(crs_of(own))}, but its item says {_name(crs_of(declared))}"
@@ -192,7 +194,9 @@ def _pick(
     rows, columns = rows[inside_y], columns[inside_x]
     window = (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
     pixels = _decoded(dataset, source, window, interpolated=False)
-    picked = pixels[np.ix_(rows - rows[0], columns - columns[0])]
+    picked = pixels
+    if pixels.shape != (len(rows), len(columns)):
+        picked = pixels[np.ix_(rows - rows[0], columns - columns[0])]
     target = np.s_[inside_y[0] : inside_y[-1] + 1, inside_x[0] : inside_x[-1] + 1]
     out[target] = picked if radiometry.kind == "decibel" else encode(picked, radiometry)
     return out
