@@ -46,8 +46,8 @@ def acquisition(item: pystac.Item) -> Acquisition | None:
 def newest_processing(sources: Iterable[ItemBands]) -> list[ItemBands]:
     """Return the sources without older processings of the same acquisition, in the same order.
 
-    The newest baseline wins; of one baseline and datastrip, the last generation. Two datastrips of
-    a tile are both kept: each holds pixels that the other lacks.
+    The newest baseline wins, and of one baseline the last generation. Two datastrips of a tile are
+    both kept: each holds pixels that the other lacks.
     """
     sources = list(sources)
     rivals: dict[tuple[str, str], list[ItemBands]] = {}
@@ -59,15 +59,13 @@ def newest_processing(sources: Iterable[ItemBands]) -> list[ItemBands]:
         else:
             rivals.setdefault((shown.tile, shown.datatake), []).append(source)
     for group in rivals.values():
-        newest = max(_baseline(source) for source in group)
         strips: dict[str, ItemBands] = {}
-        for source in (s for s in group if _baseline(s) == newest):
+        for source in sorted(group, key=processing_age):
             shown = acquisition(source.item)
-            strip = "" if shown is None else shown.datastrip
-            rival = strips.get(strip)
-            if rival is None or processing_age(source) > processing_age(rival):
-                strips[strip] = source
-        kept += strips.values()
+            strips["" if shown is None else shown.datastrip] = source
+        newest = max(group, key=processing_age)
+        # Whatever does not tell its datastrip may be any: it stands against all of them.
+        kept += [s for strip, s in strips.items() if s is newest or (strip and "" not in strips)]
     identities = {id(source) for source in kept}
     return [source for source in sources if id(source) in identities]
 

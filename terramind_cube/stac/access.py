@@ -7,6 +7,7 @@ looked up where a file is read.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +29,8 @@ Signer = Callable[[str], str]
 
 _TOKEN_TIMEOUT_S = 30
 _TOKEN_MARGIN_S = 300
+_NOT_THEIRS = (400, 404)
+"""What the token service answers for an account that it does not know."""
 # What reading Cloud-Optimized GeoTIFFs needs: no listing of folders (10 requests fewer for each
 # file), the header of a large one in one request, ranges over one connection.
 _HTTP: Mapping[str, str] = MappingProxyType(
@@ -56,22 +60,31 @@ class BlobSigner:
     key_variable: str = ""
 
     def __call__(self, href: str) -> str:
-        """Return an address with a valid token in place of any other query.
+        """Return an address with a valid token, or its own as long as that is good.
 
         Raises
         ------
         OSError
             If the service gives none.
         """
+        bare, _, query = href.partition("?")
+        # A signature of somebody else's is good until it is refused.
+        if "sig=" in query and bare not in _REFUSED:
+            return href
         account, container = _container(href)
-        return f"{href.partition('?')[0]}?{self._token(account, container)}"
+        token = self._token(account, container)
+        return f"{bare}?{token}" if token else bare
 
     def renew(self, href: str) -> None:
         """Forget the token of an address, if it is still the one that the address bears."""
+        bare = href.partition("?")[0]
         key = (self.endpoint, *_container(href))
         with _TOKEN_LOCK:
-            if (known := _TOKENS.get(key)) and href.endswith(known[0]):
+            known = _TOKENS.get(key)
+            if known and known[0] and href.endswith(known[0]):
                 del _TOKENS[key]
+            else:
+                _REFUSED.add(bare)
 
     def _token(self, account: str, container: str) -> str:
         key = (self.endpoint, account, container)
@@ -89,6 +102,8 @@ class BlobSigner:
             headers["Ocp-Apim-Subscription-Key"] = secret
         url = f"{self.endpoint}/token/{account}/{container}"
         answer = requests.get(url, headers=headers, timeout=_TOKEN_TIMEOUT_S)
+        if answer.status_code in _NOT_THEIRS:
+            return "", math.inf
         answer.raise_for_status()
         document = answer.json()
         end = datetime.fromisoformat(document["msft:expiry"]).replace(tzinfo=UTC)
@@ -96,6 +111,8 @@ class BlobSigner:
 
 
 _TOKENS: dict[tuple[str, str, str], tuple[str, float]] = {}
+_REFUSED: set[str] = set()
+"""Addresses whose own signature was refused."""
 _TOKEN_LOCK = threading.Lock()
 
 
@@ -138,7 +155,7 @@ class Access:
             If the files need keys, and there are none in the environment.
         """
         options = {**_HTTP, **self.options}
-        if self.needs and not all(os.environ.get(name) for name in self.needs):
+        if self.needs and not _has_keys(self.needs):
             token = os.environ.get(self.token_variable) if self.token_variable else None
             if token is None or alternate is None:
                 other = f", or {self.token_variable}" if self.token_variable else ""
@@ -150,6 +167,17 @@ class Access:
         return href, options
 
 
+def _has_keys(needs: tuple[str, ...]) -> bool:
+    """Whether GDAL can find keys by itself: in the environment, a profile, or a role."""
+    if all(os.environ.get(name) for name in needs) or any(map(os.environ.get, _OTHER_KEYS)):
+        return True
+    return Path.home().joinpath(".aws", "credentials").is_file()
+
+
+_OTHER_KEYS = (
+    "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)  # fmt: skip
 _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 ACCESS: tuple[Access, ...] = (

@@ -43,7 +43,15 @@ _BASELINE_FIELDS = (
     "sentinel2:processing_baseline",
     "sentinel:processing_baseline",
 )
-_PRODUCT_FIELDS = ("s2:product_uri", "sentinel:product_id", "sentinel2:product_uri", "title")
+_PRODUCT_FIELDS = (
+    "s2:product_uri", "s2:product_id", "sentinel:product_id", "sentinel2:product_uri", "title",
+)  # fmt: skip
+_TRUE = {True, "true", "True", "1"}
+_DECIBEL = {"db", "decibel", "decibels"}
+_POWER = {
+    "1", "linear", "linear power", "power", "intensity", "gamma0", "sigma0", "gamma nought",
+    "sigma nought", "m2/m2", "m^2/m^2", "m2 m-2",
+}  # fmt: skip
 _REFLECTANCE_SCALE = 1e-4
 
 
@@ -67,17 +75,17 @@ def optical_offset_dn(item: pystac.Item, places: Iterable[tuple[str, int]]) -> i
         If a band has another scale than 1e-4, or the bands differ in offset.
     """
     declared = [_declared_offset_dn(item, asset, index) for asset, index in places]
-    if any(item.properties.get(flag) is True for flag in _APPLIED_FLAGS):
+    if any(item.properties.get(flag) in _TRUE for flag in _APPLIED_FLAGS):
         return 0
+    # A band that says nothing is like the others.
     told = {offset for offset in declared if offset is not None}
-    if not told:
-        baseline = processing_baseline(item)
-        is_shifted = baseline is not None and baseline >= _FIRST_BASELINE_WITH_OFFSET
-        return OFFSET_DN if is_shifted else 0
-    offsets = {0 if offset is None else offset for offset in declared}
-    if len(offsets) > 1:
-        raise ValueError(f"The bands of item {item.id!r} differ in offset: {sorted(offsets)} DN.")
-    return offsets.pop()
+    if len(told) > 1:
+        raise ValueError(f"The bands of item {item.id!r} differ in offset: {sorted(told)} DN.")
+    if told:
+        return told.pop()
+    baseline = processing_baseline(item)
+    is_shifted = baseline is not None and baseline >= _FIRST_BASELINE_WITH_OFFSET
+    return OFFSET_DN if is_shifted else 0
 
 
 def _declared_offset_dn(item: pystac.Item, asset: str, index: int) -> int | None:
@@ -100,8 +108,11 @@ def _declared_offset_dn(item: pystac.Item, asset: str, index: int) -> int | None
 def processing_baseline(item: pystac.Item) -> float | None:
     """Return the processing baseline of a Sentinel-2 item, such as 5.11; None if it tells none."""
     for name in _BASELINE_FIELDS:
-        if re.fullmatch(r"\d\d\.\d\d", value := str(item.properties.get(name, ""))):
-            return float(value)
+        value = str(item.properties.get(name, ""))
+        # 05.11, 5.11, N05.11, 0511, N0511
+        if found := re.fullmatch(r"N?(\d{1,2})\.(\d{1,2})|N?(\d\d)(\d\d)", value):
+            major, minor = found[1] or found[3], found[2] or found[4]
+            return float(f"{major}.{minor}")
     texts = [item.id, *(str(item.properties.get(name, "")) for name in _PRODUCT_FIELDS)]
     for text in texts:
         if found := re.search(r"_N(\d\d)(\d\d)_", text):
@@ -126,7 +137,8 @@ def backscatter_unit(
     """
     declared = raster_field(item, asset, 1, "unit")
     if declared is not None:
-        return "dB" if str(declared).lower() in {"db", "decibel", "decibels"} else "linear"
+        unit = str(declared).strip().lower()
+        return "dB" if unit in _DECIBEL else "linear" if unit in _POWER else "amplitude"
     if _is_calibrated(item, asset):
         return "linear"
     # Terrain-corrected products keep the type of what they were made of.
@@ -147,8 +159,11 @@ def _is_calibrated(item: pystac.Item, asset: str) -> bool:
 
 
 def is_detected(item: pystac.Item) -> bool:
-    """Whether an item is a ground-range detected radar product, whose numbers are raw."""
-    return bool(item.properties.get("sar:product_type") == "GRD")
+    """Whether an item is a radar product in its own geometry, whose numbers are raw."""
+    types = (str(item.properties.get(name) or "") for name in ("sar:product_type", "product:type"))
+    # Terrain-corrected products keep the type of what they were made of.
+    is_corrected = re.search(r"(?i)rtc", item.id) is not None
+    return not is_corrected and any(re.search(r"GRD|SLC", name.upper()) for name in types)
 
 
 def declared_nodata(item: pystac.Item, asset: str, index: int) -> float | None:

@@ -21,6 +21,8 @@ def service(monkeypatch):
         def __init__(self, number, life_s):
             self.number, self.life_s = number, life_s
 
+        status_code = 200
+
         def raise_for_status(self):
             pass
 
@@ -40,6 +42,7 @@ def service(monkeypatch):
     get.life_s = 3600
     monkeypatch.setattr(access.requests, "get", get)
     monkeypatch.setattr(access, "_TOKENS", {})
+    monkeypatch.setattr(access, "_REFUSED", set())
     get.asked = asked
     return get
 
@@ -48,8 +51,12 @@ def test_one_token_serves_all_files_of_a_container(service, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret")
     signer = BlobSigner("https://pc.example/sas", "SOME_KEY")
     assert signer(BLOB) == f"{BLOB}?sig=1"
-    # A signature of the search is replaced.
-    assert signer(BLOB.replace("B02", "B03") + "?sig=old") == f"{BLOB.replace('B02', 'B03')}?sig=1"
+    # A signature of the search is kept until it is refused.
+    other_band = BLOB.replace("B02", "B03")
+    signed = f"{other_band}?sig=old"
+    assert signer(signed) == signed
+    signer.renew(signed)
+    assert signer(signed) == f"{other_band}?sig=1"
     other = BLOB.replace("sentinel2-l2/", "other/")
     assert signer(other).endswith("?sig=2")
     assert [url for url, _ in service.asked] == [
@@ -83,6 +90,15 @@ def test_token_is_renewed_before_it_ends_and_once_when_it_is_refused(service):
     assert signer(BLOB).endswith("sig=3")
 
 
+def test_blobs_of_others_stay_unsigned(service, monkeypatch):
+    class Unknown:
+        status_code = 404
+
+    monkeypatch.setattr(access.requests, "get", lambda *_, **__: Unknown())
+    mine = "https://mine.blob.core.windows.net/data/a.tif"
+    assert BlobSigner("https://pc.example/sas")(mine) == mine
+
+
 def test_addresses_have_their_rows():
     assert find_access(BLOB).signer is not None
     assert find_access("https://sentinel-cogs.s3.us-west-2.amazonaws.com/a.tif").signer is None
@@ -91,10 +107,22 @@ def test_addresses_have_their_rows():
     assert (href, options["AWS_NO_SIGN_REQUEST"]) == ("s3://copernicus-dem-30m/a.tif", "YES")
 
 
+def forget_keys(monkeypatch):
+    for name in (*access._AWS_KEYS, *access._OTHER_KEYS, "CDSE_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/nowhere")
+
+
+def test_profile_or_role_counts_as_keys(monkeypatch):
+    href = "s3://sentinel-s2-l1c/tiles/20/B02.jp2"
+    forget_keys(monkeypatch)
+    monkeypatch.setenv("AWS_PROFILE", "study")
+    assert find_access(href).choose(href, None)[0] == href
+
+
 def test_requester_pays_needs_keys(monkeypatch):
     href = "s3://sentinel-s2-l1c/tiles/20/B02.jp2"
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    forget_keys(monkeypatch)
     with pytest.raises(PermissionError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         find_access(href).choose(href, None)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
@@ -104,8 +132,7 @@ def test_requester_pays_needs_keys(monkeypatch):
 
 def test_files_of_cdse_take_keys_or_a_token(monkeypatch):
     href, other = "s3://eodata/a/B02.jp2", "https://zipper.example/B02.jp2"
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "CDSE_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+    forget_keys(monkeypatch)
     row = find_access(href)
     with pytest.raises(PermissionError, match="or CDSE_TOKEN"):
         row.choose(href, other)

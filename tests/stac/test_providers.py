@@ -141,7 +141,8 @@ def test_other_scale_or_mixed_offsets_are_refused():
     scaled = {"raster:bands": [{"scale": 0.01}]}
     with pytest.raises(ValueError, match=r"'B01' of item 'item' has scale 0\.01"):
         locate_bands(make_item("sentinel-2-l2a", dict.fromkeys(S2.bands, scaled)), S2)
-    mixed = {band: {} for band in S2.bands} | {"B02": {"raster:offset": -0.1}}
+    told = {"raster:scale": 1e-4, "raster:offset": 0.0}
+    mixed = dict.fromkeys(S2.bands, told) | {"B02": {"raster:offset": -0.1}}
     with pytest.raises(ValueError, match=r"differ in offset: \[-1000, 0\]"):
         locate_bands(make_item("sentinel-2-l2a", mixed), S2)
 
