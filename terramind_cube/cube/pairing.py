@@ -50,6 +50,14 @@ class TimeStep:
         orbit = self.sources[0].item.properties.get("sat:relative_orbit")
         return None if orbit is None else int(orbit)
 
+    @property
+    def track(self) -> str:
+        """What tells geometries apart: the relative orbit, or at least its direction."""
+        if (orbit := self.relative_orbit) is not None:
+            return f"{orbit:05}"
+        told = (source.item.properties.get("sat:orbit_state") for source in self.sources)
+        return str(next(told, None) or "")
+
 
 def group_steps(sources: Iterable[ItemBands], *, longitude_deg: float) -> list[TimeStep]:
     """Group the items of one modality into steps, in order of time.
@@ -71,6 +79,8 @@ def group_steps(sources: Iterable[ItemBands], *, longitude_deg: float) -> list[T
         if not _is_radar(source):
             return day
         properties = source.item.properties
+        if (orbit := properties.get("sat:absolute_orbit")) is not None:
+            return properties.get("platform"), orbit
         return day, properties.get("sat:orbit_state"), properties.get("sat:relative_orbit")
 
     def year(source: ItemBands) -> Hashable:
@@ -97,20 +107,20 @@ def pair_scenes(
     """Return for each time the place of its radar step, None where none is within reach.
 
     One relative orbit serves as many dates as it can, for a change of geometry looks like a change
-    of the land: that which covers most of the area over all dates, then the one that is nearest in
-    time. Dates that it does not reach get the nearest step of any orbit.
+    of the land: that which covers most of the area over all dates (to a tenth), then the one that
+    is nearest in time. Dates that it does not reach get the nearest step of any orbit.
     """
-    orbits: dict[int | None, list[int]] = {}
+    orbits: dict[str, list[int]] = {}
     for place, step in enumerate(steps):
-        orbits.setdefault(step.relative_orbit, []).append(place)
+        orbits.setdefault(step.track, []).append(place)
     nearest = pair_nearest(times, steps, within)
     best, best_score = nearest, None
-    for orbit in sorted(orbits, key=lambda o: (o is None, o or 0)):
+    for orbit in sorted(orbits):
         own = orbits[orbit]
         found = pair_nearest(times, [steps[place] for place in own], within)
         places = [None if place is None else own[place] for place in found]
         pairs = [(t, steps[p]) for t, p in zip(times, places, strict=True) if p is not None]
-        covered = sum(step.coverage for _, step in pairs)
+        covered = sum(round(step.coverage, 1) for _, step in pairs)
         distance = sum((abs(step.time - time) for time, step in pairs), timedelta(0))
         score = (covered, -distance)
         if pairs and (best_score is None or score > best_score):

@@ -47,6 +47,8 @@ class Radiometry:
         Of invalid pixels in the file, besides the file's own.
     offset_dn : int
         Added to digital numbers.
+    scale : tuple of float or None
+        Scale and offset of elevation and backscatter; None leaves them to the file.
     """
 
     kind: Kind
@@ -54,6 +56,7 @@ class Radiometry:
     fill_value: float
     nodata: float | None = None
     offset_dn: int = 0
+    scale: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, source: ItemBands, s2_offset: str = "remove") -> Radiometry:
@@ -67,7 +70,7 @@ class Radiometry:
         elif source.has_provider_classes:
             kind = "provider classes"
         added = added_offset_dn(source.offset_dn, s2_offset)
-        return cls(kind, modality.dtype, modality.fill_value, source.nodata, added)
+        return cls(kind, modality.dtype, modality.fill_value, source.nodata, added, source.scale)
 
 
 def added_offset_dn(offset_dn: int, s2_offset: str) -> int:
@@ -81,6 +84,7 @@ def decode(
     file_nodata: float | None = None,
     *,
     interpolated: bool = True,
+    file_scale: tuple[float, float] = (1.0, 0.0),
 ) -> NDArray[Any]:
     """Return pixels that may be interpolated, invalid ones as the fill value.
 
@@ -95,6 +99,8 @@ def decode(
         Fill value that the file declares.
     interpolated : bool
         Whether they will be; if not, decibels stay what they are.
+    file_scale : tuple of float
+        Scale and offset that the file declares.
 
     Raises
     ------
@@ -111,6 +117,10 @@ def decode(
             invalid |= np.isnan(raw) if math.isnan(value) else raw == value
     if radiometry.kind in ("power", "decibel", "plain") and radiometry.dtype == "float32":
         pixels = raw.astype(np.float32)
+        scale, offset = file_scale if radiometry.scale is None else radiometry.scale
+        if (scale, offset) != (1.0, 0.0):
+            pixels = (raw * scale + offset).astype(np.float32)
+        invalid |= ~np.isfinite(pixels)
         if radiometry.kind == "decibel" and interpolated:
             pixels = np.power(np.float32(10), pixels / np.float32(10))
         if radiometry.kind == "power":

@@ -14,9 +14,10 @@ import rasterio
 from affine import Affine
 from odc.geo import CRS
 from odc.geo.geobox import GeoBox
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
-from terramind_cube.cube.grids import crs_of, pixel_of
+from terramind_cube.cube.grids import boundary, crs_of, pixel_of
 from terramind_cube.cube.radiometry import decode, encode
 from terramind_cube.cube.regrid import (
     can_pick,
@@ -36,6 +37,7 @@ __all__ = ["BandSource", "ContradictionError", "DeclaredGrid", "file_geobox", "r
 
 _ALIGNED_TOLERANCE_PX = 0.01
 _CONTRADICTION_PX = 1.5
+_OWN_PIXELS = 4
 
 
 class ContradictionError(ValueError):
@@ -116,7 +118,7 @@ def read_pixels(
     if source.declared is not None:
         _check_grid(native, source.declared.geobox())
     factors = pixels_per_pixel(native, geobox)
-    level = _overview_level(dataset.overviews(source.band.index), min(factors))
+    level = _overview_level(dataset, source, min(factors))
     if level is None:
         return _read(dataset, native, source, geobox, factors)
     with rasterio.open(dataset.name, overview_level=level) as coarser:
@@ -143,7 +145,7 @@ def _check(dataset: rasterio.DatasetReader, source: BandSource) -> None:
 
 
 def _check_grid(own: GeoBox, declared: GeoBox) -> None:
-    if declared.crs != own.crs:
+    if declared.crs != own.crs and not _are_alike(own, declared):
         raise ContradictionError(
             f"it is in {_name(crs_of(own))}, but its item says {_name(crs_of(declared))}"
         )
@@ -154,6 +156,14 @@ def _check_grid(own: GeoBox, declared: GeoBox) -> None:
             f"it covers {_rounded(ours.bbox)} of {_name(crs_of(own))}, but its item says "
             f"{_rounded(theirs.bbox)}"
         )
+
+
+def _are_alike(own: GeoBox, declared: GeoBox) -> bool:
+    """Whether two CRSs that are spelt otherwise give a file's corners the same coordinates."""
+    x, y = boundary(own)
+    other_x, other_y = crs_of(own).transformer_to_crs(crs_of(declared))(x, y)
+    error = np.hypot(np.subtract(other_x, x), np.subtract(other_y, y)).max()
+    return bool(error < min(abs(own.resolution.x), abs(own.resolution.y)))
 
 
 def _name(crs: CRS) -> str:
@@ -272,12 +282,32 @@ def _decoded(
     """Read rows and columns (y0, y1, x0, x1) of a file."""
     y0, y1, x0, x1 = (int(value) for value in window)
     index = source.band.index
-    raw = dataset.read(index, window=Window(x0, y0, x1 - x0, y1 - y0))
-    nodata = dataset.nodatavals[index - 1]
-    return decode(raw, source.radiometry, nodata, interpolated=interpolated)
+    part = Window(x0, y0, x1 - x0, y1 - y0)
+    raw = dataset.read(index, window=part)
+    pixels = decode(
+        raw,
+        source.radiometry,
+        dataset.nodatavals[index - 1],
+        interpolated=interpolated,
+        file_scale=(dataset.scales[index - 1], dataset.offsets[index - 1]),
+    )
+    if MaskFlags.per_dataset in dataset.mask_flag_enums[index - 1]:
+        is_masked = dataset.read_masks(index, window=part) == 0
+        pixels = np.where(is_masked, np.asarray(source.radiometry.fill_value, pixels.dtype), pixels)
+    return pixels
 
 
-def _overview_level(overviews: list[int], factor: float) -> int | None:
-    """Return the coarsest overview that is not coarser than the grid, None for the full file."""
-    fitting = [level for level, step in enumerate(overviews) if step <= factor * (1 + 1e-6)]
-    return max(fitting, default=None)
+def _overview_level(
+    dataset: rasterio.DatasetReader, source: BandSource, factor: float
+) -> int | None:
+    """Return the coarsest overview that may stand for the full file, None for that.
+
+    Nobody tells how overviews were made. Classes may have been averaged; backscatter may have been
+    picked, or averaged in dB: of what is averaged here, enough pixels are to be the file's own.
+    """
+    kind = source.radiometry.kind
+    if kind == "provider classes" or source.radiometry.dtype == "uint8":
+        return None
+    limit = factor / _OWN_PIXELS if kind in ("power", "decibel") else factor
+    steps = dataset.overviews(source.band.index)
+    return max((n for n, step in enumerate(steps) if step <= limit * (1 + 1e-6)), default=None)

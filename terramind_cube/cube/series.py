@@ -17,6 +17,7 @@ from terramind_cube.cube.pairing import (
     pair_scenes,
     pair_years,
 )
+from terramind_cube.stac.areas import item_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,11 +119,11 @@ def middle_longitude(grid: GeoBox) -> float:
 
 
 def _coverage(step: TimeStep, area: Any) -> float:
-    geometries = [source.item.geometry for source in step.sources]
+    geometries = [item_shape(source.item) for source in step.sources]
     if None in geometries or area.area == 0:
         return 1.0
     try:
-        shared = shapely.union_all([shape(geometry) for geometry in geometries]).intersection(area)
+        shared = shapely.union_all(geometries).intersection(area)
     except shapely.errors.GEOSException:  # some providers' outlines cross themselves
         return 1.0
     # Rounded, so that outlines which differ by noise do not decide between orbits.

@@ -15,6 +15,7 @@ from terramind_cube.stac.calibration import (
     backscatter_unit,
     declared_nodata,
     is_detected,
+    linear_scale,
     optical_offset_dn,
 )
 from terramind_cube.stac.providers import (
@@ -56,6 +57,8 @@ _BAND_NAMES: Mapping[str, tuple[str, ...]] = {
 _PICTURES = {"visual", "thumbnail", "overview", "preview", "rendered_preview"}
 _PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp")
 _SCENE_CLASSES = "SCL"
+_RED_EDGE = {"B05", "B06", "B07"}
+_ENOUGH_RED_EDGE = 2
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ class ItemBands:
         Whether land cover has the annual map's codes, to be turned into TerraMind's.
     nodata : float or None
         Fill value of the files, where metadata or the provider's row tell it.
+    scale : tuple of float or None
+        Scale and offset that turn numbers into the unit, for elevation and backscatter; None where
+        no metadata tell them.
     scene_classes : BandLocation or None
         Sentinel-2's scene classification beside the bands.
     row : CollectionRow or None
@@ -119,6 +125,7 @@ class ItemBands:
     is_linear_power: bool = False
     has_provider_classes: bool = False
     nodata: float | None = None
+    scale: tuple[float, float] | None = None
     scene_classes: BandLocation | None = None
     row: CollectionRow | None = None
 
@@ -151,6 +158,16 @@ def locate_bands(
         understood.
     """
     labels = modality.bands if bands is None else tuple(b for b in modality.bands if b in bands)
+    try:
+        return _located(item, modality, labels)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"Item {item.id!r} of collection {item.collection_id!r} is no valid STAC "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _located(item: pystac.Item, modality: Modality, labels: tuple[str, ...]) -> ItemBands | None:
     row = find_row(item.collection_id, item)
     is_own = row is not None and row.modality == modality.name
     if row is not None and is_own and all(row.assets.get(b) in item.assets for b in labels):
@@ -209,6 +226,7 @@ def _with_radiometry(
         is_linear_power=unit == "linear",
         has_provider_classes=row is not None and row.has_provider_classes,
         nodata=nodata,
+        scale=linear_scale(item, first.asset, first.index) if modality.dtype == "float32" else None,
         scene_classes=_scene_classes(item, row) if modality.name == "S2L2A" else None,
         row=row,
     )
@@ -232,7 +250,8 @@ def _scene_classes(item: pystac.Item, row: CollectionRow | None) -> BandLocation
 
 def _place(item: pystac.Item, key: str, index: int = 1, count: int | None = None) -> BandLocation:
     asset = item.assets[key]
-    other = (asset.extra_fields.get("alternate") or {}).get("https", {}).get("href")
+    alternate = asset.extra_fields.get("alternate") or {}
+    other = (alternate.get("https") or {}).get("href")
     return BandLocation(key, _absolute_href(item, asset.href), index, count, other)
 
 
@@ -309,16 +328,27 @@ def _looks_like(item: pystac.Item, modality: Modality, assets: Mapping[str, pyst
     if modality.temporal != "instant" or any(_names(k, name) for k in assets for name in LOADABLE):
         return False
     held = {b for b in modality.bands if _by_key(b, modality, assets) or _by_metadata(b, assets)}
-    if 2 * len(held) < len(modality.bands):
+    if 2 * len(held) < len(modality.bands) or _is_of_another_mission(item, modality):
         return False
     if modality.units == "dB":
         return modality.name == ("S1GRD" if is_detected(item) else "S1RTC")
-    if "B8A" not in held:  # Landsat's bands have Sentinel-2's other names
+    # Landsat's bands have Sentinel-2's other names.
+    if "B8A" not in held or len(held & _RED_EDGE) < _ENOUGH_RED_EDGE:
         return False
     # Only level 1C has the cirrus band.
     level_1c = MODALITIES["S2L1C"]
     has_cirrus = _by_key("B10", level_1c, assets) or _by_metadata("B10", assets)
     return modality.name == ("S2L1C" if has_cirrus else "S2L2A")
+
+
+def _is_of_another_mission(item: pystac.Item, modality: Modality) -> bool:
+    """Whether an item names a mission that does not make a modality."""
+    told = [str(item.properties.get(name) or "") for name in ("constellation", "platform")]
+    mission = "sentinel-1" if modality.units == "dB" else "sentinel-2"
+    names = [name.lower().replace("_", "-") for name in told if name]
+    # Harmonised Landsat and Sentinel data are adjusted to each other.
+    is_harmonised = (item.collection_id or "").upper().startswith("HLS")
+    return is_harmonised or bool(names and not any(mission in name for name in names))
 
 
 def _is_raster(key: str, asset: pystac.Asset) -> bool:

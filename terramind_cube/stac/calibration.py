@@ -29,6 +29,7 @@ __all__ = [
     "backscatter_unit",
     "declared_nodata",
     "is_detected",
+    "linear_scale",
     "optical_offset_dn",
     "processing_baseline",
     "raster_field",
@@ -169,8 +170,31 @@ def is_detected(item: pystac.Item) -> bool:
 def declared_nodata(item: pystac.Item, asset: str, index: int) -> float | None:
     """Return the fill value that an item declares for a band; None if it declares none, or NaN."""
     declared = raster_field(item, asset, index, "nodata")
-    value = math.nan if declared is None else float(declared)
+    try:
+        value = math.nan if declared is None else float(declared)
+    except (TypeError, ValueError):  # "none", for one
+        return None
     return None if math.isnan(value) else value
+
+
+def linear_scale(item: pystac.Item, asset: str, index: int) -> tuple[float, float] | None:
+    """Return scale and offset that turn a band's numbers into its unit, None if it declares none.
+
+    Raises
+    ------
+    ValueError
+        If they are no numbers.
+    """
+    scale, offset = (raster_field(item, asset, index, name) for name in ("scale", "offset"))
+    if scale is None and offset is None:
+        return None
+    try:
+        return float(1 if scale is None else scale), float(offset or 0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Asset {asset!r} of item {item.id!r} has scale {scale!r} and offset {offset!r}, which "
+            "are no numbers."
+        ) from error
 
 
 def raster_field(item: pystac.Item, asset: str, index: int, name: str) -> Any:
