@@ -9,6 +9,7 @@ import xarray as xr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 __all__ = ["CubeView"]
 
@@ -30,9 +31,9 @@ class CubeView:
         return cast("xr.Dataset", self._given)
 
     def best_dates(self, n: int, *, least_clear: float = 0.0) -> xr.DataArray:
-        """Return the dates on which most of the area is seen clearly, the best one first.
+        """Return the dates on which most of the cube's area is seen clearly, the best one first.
 
-        Only ``clear_fraction`` is computed, from the scene classification.
+        Only ``cloud_mask`` is computed, or ``clear_fraction`` where there is no mask.
 
         Parameters
         ----------
@@ -54,14 +55,14 @@ class CubeView:
             If `n` is not positive, the cube has no ``clear_fraction``, or no date is so clear.
         """
         cube = self._cube
-        if n < 1:
-            raise ValueError(f"n is the number of dates, at least 1, got {n}.")
-        if "clear_fraction" not in cube.coords or "time" not in cube.coords:
+        if int(n) != n or n < 1:
+            raise ValueError(f"n is the number of dates, at least 1, got {n!r}.")
+        if not {"clear_fraction", "time"} <= set(cube.coords):
             raise ValueError(
                 "The cube has no coordinate clear_fraction along time: load S2L2A with clouds=True "
                 "from items that have a scene classification (SCL)."
             )
-        clear = np.asarray(cube["clear_fraction"].variable.compute().values, np.float64)
+        clear = _clear_fraction(cube)
         order = np.argsort(-clear, kind="stable")
         chosen = [place for place in order if clear[place] >= least_clear][:n]
         if not chosen:
@@ -119,3 +120,12 @@ class CubeView:
         from terramind_cube.display import quicklook
 
         return quicklook(self._cube, result, time=time)
+
+
+def _clear_fraction(cube: xr.Dataset) -> NDArray[np.float64]:
+    """Return the clear share of what the cube holds, which may be a part of what was loaded."""
+    whole = cube["clear_fraction"].variable
+    if "cloud_mask" not in cube.data_vars:
+        return np.asarray(whole.compute().values, np.float64)
+    clear = 1 - cube["cloud_mask"].mean(("y", "x"), dtype=np.float64).compute().values
+    return np.asarray(clear, np.float64)

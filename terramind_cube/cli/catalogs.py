@@ -55,9 +55,12 @@ def index(  # noqa: PLR0913  # the public surface
         raise ValueError(f"Nothing is found: {source.describe()}.")
     print_rows(console, _describe(found))
     path = found.save(out, overwrite=overwrite)
-    console.print(f"\nSaved {len(found)} items: {path}")
-    console.print(f'  Python      tc.load_cube("{path}", modalities={_held(found)})')
-    console.print(f"  Next        terramind-cube generate {path} --out lulc.zarr")
+    console.print(f"\nSaved {len(found)} item{'s' * (len(found) > 1)}: {path}")
+    where = "" if area is None else f"bbox={tuple(area)}, "
+    console.print(f'  Python      tc.load_cube("{path}", {where}modalities={_held(found)})')
+    if "S2L2A" in _held(found):
+        box = "" if area is None else f"--bbox {' '.join(map(str, area))} "
+        console.print(f"  Next        terramind-cube generate {path} {box}--out lulc.zarr")
 
 
 def _describe(found: SearchResult) -> list[tuple[str, str]]:

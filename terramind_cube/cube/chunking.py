@@ -76,6 +76,8 @@ class ChunkedGrid:
             x = nearest_longitude(x, (box[0] + box[2]) / 2)
         # A chunk that cannot be expressed in the file's CRS is left to the task.
         is_unknown = ~(np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1))
+        if crs.geographic:
+            is_unknown |= self._holds_pole  # its edges tell nothing of the latitudes within
         is_outside = (
             (x.max(axis=1) < box[0] - margin)
             | (x.min(axis=1) > box[2] + margin)
@@ -84,6 +86,21 @@ class ChunkedGrid:
         )
         tests: NDArray[np.bool_] = is_unknown | ~is_outside
         return tests
+
+    @cached_property
+    def _holds_pole(self) -> NDArray[np.bool_]:
+        """Which chunks have a pole inside."""
+        own = crs_of(self.geobox)
+        longitudes, latitudes = np.zeros(2), np.array([90.0, -90.0])
+        x, y = CRS("EPSG:4326").transformer_to_crs(own)(longitudes, latitudes)
+        boxes = np.array([g.boundingbox.bbox for row in self.geoboxes for g in row])
+        held = np.zeros(len(boxes), np.bool_)
+        for pole_x, pole_y in zip(np.asarray(x), np.asarray(y), strict=True):
+            held |= (
+                (boxes[:, 0] <= pole_x) & (pole_x <= boxes[:, 2])
+                & (boxes[:, 1] <= pole_y) & (pole_y <= boxes[:, 3])
+            )  # fmt: skip
+        return held
 
     def _edges_in(self, crs: CRS) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return x and y, in a CRS, of points around each chunk: arrays (chunk, point)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import uuid
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -126,5 +127,11 @@ def report_failure(token: str, error: AssetError) -> None:
     try:
         worker = get_worker()
     except ValueError:
+        warnings.warn(
+            f"{place} could not be read: {error.reason}. A process of its own cannot add it to "
+            "read_failures; compute with threads or a distributed cluster.",
+            UserWarning,
+            stacklevel=2,
+        )
         return
     worker.log_event(_TOPIC, (token, place, error.reason))

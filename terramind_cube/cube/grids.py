@@ -45,6 +45,9 @@ _SNAP_TOLERANCE_PX = 0.01
 _USUAL_RESOLUTION_M = (8.0, 12.5)
 _SMALLEST_RESOLUTION_M = 0.1
 _POINTS_PER_SIDE = 33
+_LARGEST_PX = 1_000_000
+_SQUARE_TOLERANCE = 1e-9
+_METRES = {"metre", "meter", "m"}
 # Limits of UTM; beyond them lie the two polar stereographic grids.
 _NORTHERNMOST_DEG, _SOUTHERNMOST_DEG = 84.0, -80.0
 _POLAR_NORTH, _POLAR_SOUTH = "EPSG:32661", "EPSG:32761"
@@ -60,7 +63,7 @@ class GridRequest:
 
 
 def check_grid_request(
-    geobox: GeoBox | None, crs: Any, resolution: float, bbox: Any, intersects: Any
+    geobox: GeoBox | None, crs: Any, resolution: Any, bbox: Any, intersects: Any
 ) -> GridRequest:
     """Check the arguments of `load_cube` that concern the grid.
 
@@ -79,20 +82,25 @@ def check_grid_request(
         if crs is not None or bbox is not None or intersects is not None:
             raise ValueError("Give geobox alone, or bbox/intersects with resolution and crs.")
         affine = geobox.affine
-        if not (affine.b == affine.d == 0 and affine.a > 0 and affine.e == -affine.a):
-            raise ValueError(f"geobox must be north-up with square pixels, got {affine!r}.")
+        is_square = math.isclose(affine.a, -affine.e, rel_tol=_SQUARE_TOLERANCE)
+        if not (affine.b == affine.d == 0 and affine.a > 0 and is_square and all(geobox.shape)):
+            raise ValueError(
+                f"geobox must be north-up with square pixels, at least one, got {affine!r}."
+            )
         resolution = affine.a
         crs = geobox.crs
         if crs is None:
             raise ValueError("geobox has no CRS: give one with a projected CRS.")
-    projected = None if crs is None else CRS(crs)
+    projected = None if crs is None else _read_crs(crs)
     if projected is not None and projected.geographic:
         raise ValueError(
             f"{projected} is geographic: a cube needs a projected CRS in metres, such as the UTM "
             "zone of the area (the default)."
         )
-    if not resolution > 0:
-        raise ValueError(f"resolution must be positive metres, got {resolution}.")
+    if projected is not None and (unit := projected.units[0]) not in _METRES:
+        raise ValueError(f"{projected} counts in {unit}: a cube needs a CRS in metres.")
+    if not isinstance(resolution, int | float | np.number) or not 0 < resolution < math.inf:
+        raise ValueError(f"resolution must be positive metres, got {resolution!r}.")
     if resolution < _SMALLEST_RESOLUTION_M:
         raise ValueError(
             f"resolution is in metres, and {resolution:g} looks like degrees: give 10 for "
@@ -108,13 +116,30 @@ def check_grid_request(
     return GridRequest(geobox, projected, float(resolution))
 
 
+def _read_crs(crs: Any) -> CRS:
+    try:
+        return CRS(crs)
+    except Exception as error:
+        raise ValueError(
+            f"Cannot read crs {crs!r}: give a code such as 'EPSG:32632', or leave it out for the "
+            "UTM zone of the area."
+        ) from error
+
+
 def local_crs(longitude_deg: float, latitude_deg: float) -> CRS:
-    """Return the UTM zone of a place, or polar stereographic where UTM ends."""
+    """Return the UTM zone of a place as Sentinel-2's tiles have it, polar stereographic beyond.
+
+    Norway and Svalbard have zones of their own (Military Grid Reference System).
+    """
     if latitude_deg > _NORTHERNMOST_DEG:
         return CRS(_POLAR_NORTH)
     if latitude_deg < _SOUTHERNMOST_DEG:
         return CRS(_POLAR_SOUTH)
     zone = int((longitude_deg + 180) % 360 // 6) + 1
+    if 56 <= latitude_deg < 64 and 3 <= longitude_deg < 12:
+        zone = 32
+    elif latitude_deg >= 72 and 0 <= longitude_deg < 42:
+        zone = 31 + 2 * sum(longitude_deg >= border for border in (9, 21, 33))
     return CRS(f"EPSG:{(32600 if latitude_deg >= 0 else 32700) + zone}")
 
 
@@ -275,5 +300,11 @@ def _snapped(boxes: Iterable[tuple[float, ...]], crs: CRS, resolution_m: float) 
     left, bottom = (math.floor((v + slack) / cell) for v in (min(lefts), min(bottoms)))
     right, top = (math.ceil((v - slack) / cell) for v in (max(rights), max(tops)))
     size = (max(top - bottom, 1) * CELL_PX, max(right - left, 1) * CELL_PX)
+    if max(size) > _LARGEST_PX:
+        raise ValueError(
+            f"The area has {size[0]} x {size[1]} pixels of {resolution_m:g} m in "
+            f"{crs.epsg or crs}: give a smaller one, a coarser resolution, or a crs that is made "
+            "for it (across the antimeridian that of a UTM zone)."
+        )
     affine = Affine(resolution_m, 0, left * cell, 0, -resolution_m, max(top, bottom + 1) * cell)
     return GeoBox(size, affine, crs)

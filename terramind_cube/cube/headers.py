@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rasterio
+import shapely
+from pyproj import CRS
+from pyproj.exceptions import CRSError
 from rasterio.errors import RasterioError
+from shapely.geometry import shape
 
 from terramind_cube.cube.assets import Reading, is_remote, with_dataset
 from terramind_cube.cube.failures import AssetError
+from terramind_cube.cube.grids import geographic_extent
 from terramind_cube.cube.mosaic import ItemSource
 from terramind_cube.cube.radiometry import Radiometry
 from terramind_cube.cube.reading import BandSource, DeclaredGrid, file_geobox
+from terramind_cube.stac.areas import item_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from odc.geo.geobox import GeoBox
 
     from terramind_cube.stac.bands import BandLocation, ItemBands
@@ -39,6 +44,7 @@ class Headers:
         self.reading = reading
         self._files: dict[str, tuple[GeoBox, int]] = {}
         self._grids: dict[DeclaredGrid, GeoBox] = {}
+        self._extents: dict[Any, Any] = {}
         self._opened: dict[str, GeoBox] = {}
 
     def source(
@@ -128,16 +134,34 @@ class Headers:
         declared: tuple[DeclaredGrid | None, ...],
     ) -> GeoBox | dict[str, Any] | None:
         """Return the grid of an item's finest band, else its geometry."""
-        grids = []
+        grids, has_files = [], False
         for place, grid in zip(places, declared, strict=True):
             local = None if is_remote(place.href) else self._local(found, place)
+            has_files |= local is not None
             if local is not None:
                 grids.append(local)
             elif grid is not None:
                 grids.append(self._geobox(grid))
         # Coarser bands may reach beyond it: 60 m pixels rarely fit an area.
         finest = min(grids, key=lambda grid: abs(grid.resolution.x), default=None)
-        return finest if finest is not None else found.item.geometry
+        if finest is None or not (has_files or self._meets(finest, found)):
+            return found.item.geometry
+        return finest
+
+    def _meets(self, grid: GeoBox, found: ItemBands) -> bool:
+        """Whether a declared grid lies where its item does.
+
+        One of them is wrong if not: the file is looked for where the item is, and tells.
+        """
+        where = item_shape(found.item)
+        if where is None:
+            return True
+        key = (str(grid.crs), grid.affine, grid.shape.yx)
+        if key not in self._extents:
+            extent = shape(geographic_extent(grid))
+            shapely.prepare(extent)
+            self._extents[key] = extent
+        return bool(self._extents[key].intersects(where))
 
     def _geobox(self, grid: DeclaredGrid) -> GeoBox:
         if grid not in self._grids:
@@ -171,23 +195,38 @@ def _declared(found: ItemBands, place: BandLocation) -> DeclaredGrid | None:
     """Return the grid that an item declares for a band."""
     own, shared = found.item.assets[place.asset].extra_fields, found.item.properties
 
-    def field(name: str) -> Any:
-        value = own.get(name)
-        return shared.get(name) if value is None else value
-
-    shape, transform = field("proj:shape"), field("proj:transform")
-    crs = next((value for name in _CRS_FIELDS if (value := field(name)) is not None), None)
-    if crs is None or shape is None or transform is None:
+    # Shape and transform describe one raster: both from the asset, or both from the item.
+    level = own if own.get("proj:transform") or own.get("proj:shape") else shared
+    size, transform = level.get("proj:shape"), level.get("proj:transform")
+    told = (fields.get(name) for fields in (own, shared) for name in _CRS_FIELDS)
+    crs = next((value for value in told if value is not None), None)
+    if crs is None or not size or not transform:
         return None
-    text = f"EPSG:{crs}" if isinstance(crs, int) else _text(crs)
-    return DeclaredGrid(text, (int(shape[0]), int(shape[1])), tuple(map(float, transform[:6])))
+    try:
+        six = tuple(map(float, transform[:6]))
+        return DeclaredGrid(_text(crs), (int(size[0]), int(size[1])), six)
+    except (TypeError, ValueError, IndexError, CRSError):
+        return None  # what cannot be understood is read from the file
 
 
-def _text(crs: str | Mapping[str, Any]) -> str:
+@functools.cache
+def _known_crs(text: str) -> str:
+    """Return the text of a CRS that PROJ knows.
+
+    Raises
+    ------
+    pyproj.exceptions.CRSError
+        If it does not.
+    """
+    CRS(text)
+    return text
+
+
+def _text(crs: Any) -> str:
+    if isinstance(crs, int | float):
+        return _known_crs(f"EPSG:{int(crs)}")
     if isinstance(crs, str):
-        return crs
-    from pyproj import CRS
-
+        return _known_crs(crs)
     return str(CRS.from_json_dict(dict(crs)).to_wkt())
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
 
-__all__ = ["CubeLayout", "Layer", "read_geobox", "read_layout"]
+__all__ = ["CubeLayout", "Layer", "find_layers", "read_geobox", "read_layout"]
 
 RESOLUTION_M = 10.0
 RESOLUTION_RANGE_M = (8.0, 12.5)
@@ -183,10 +183,10 @@ def read_layout(
     Warns
     -----
     UserWarning
-        If variables ``vv`` and ``vh`` are not looked at.
+        If variables ``vv`` and ``vh`` are not looked at, or reflectance has an offset left.
     """
     geobox = read_geobox(cube)
-    found = _find_layers(cube, bands or {})
+    found = find_layers(cube, bands or {})
     rows = {**MODALITIES, **{n: _own_modality(cube, n, s) for n, s in (further or {}).items()}}
     found |= {name: _banded(rows[name], cube[name]) for name in further or ()}
     if inputs is None:
@@ -209,6 +209,7 @@ def read_layout(
     has_radar = any(name in found for name in ("S1RTC", "S1GRD"))
     if inputs is None and not has_radar and (hint := _radar_hint(cube)):
         warnings.warn(hint, UserWarning, stacklevel=3)
+    _warn_of_offsets(cube, chosen)
     subsets = dict(bands or {})
     unread = [name for name in subsets if name not in chosen]
     if unread:
@@ -217,6 +218,19 @@ def read_layout(
     has_time = any(not layer.is_static for layer in layers)
     times = _times(cube) if has_time else None
     return CubeLayout(geobox, times, layers, cube.attrs.get("read_failures"))
+
+
+def _warn_of_offsets(cube: xr.Dataset, chosen: Sequence[str]) -> None:
+    """Warn of reflectance that was loaded with its offset."""
+    for name in chosen:
+        left = cube.coords.get(f"{name}_offset_left")
+        if left is not None and left.values.any():
+            warnings.warn(
+                f"{name} holds digital numbers {int(left.values.max())} above reflectance x 10000: "
+                'load the cube with s2_offset="remove" unless a model was trained that way.',
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _own_modality(cube: xr.Dataset, name: str, statistics: Statistics) -> Modality:
@@ -261,7 +275,9 @@ def _times(cube: xr.Dataset) -> NDArray[np.datetime64]:
     return cube["time"].values.astype("datetime64[ns]")
 
 
-def _find_layers(cube: xr.Dataset, subsets: Mapping[str, Sequence[str]]) -> dict[str, xr.DataArray]:
+def find_layers(
+    cube: xr.Dataset, subsets: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, xr.DataArray]:
     """Return a (time, band, y, x) or (band, y, x) array per modality, in the table's order."""
     found = {}
     for modality in MODALITIES.values():
@@ -269,7 +285,7 @@ def _find_layers(cube: xr.Dataset, subsets: Mapping[str, Sequence[str]]) -> dict
         if modality.kind != "sequence" and modality.name in cube.data_vars:
             found[modality.name] = _banded(modality, cube[modality.name])
     if not any(name in found for name in ("S2L2A", "S2L1C")):
-        found |= _stacked_bands(cube, subsets)
+        found |= _stacked_bands(cube, subsets or {})
     return {name: found[name] for name in MODALITIES if name in found}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import xarray as xr
@@ -31,10 +32,10 @@ from terramind_cube.cube.variables import (
     step_coords,
 )
 from terramind_cube.modalities import MODALITIES
-from terramind_cube.stac.search import Filters, area_geometry
+from terramind_cube.stac.search import Filters, area_geometry, plain_datetime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import timedelta
     from pathlib import Path
 
@@ -151,14 +152,22 @@ def load_cube(  # noqa: PLR0913
             raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, got {value!r}.")
     if sign is not None and not callable(sign):
         raise ValueError(f"sign is a function of an address, got {sign!r}.")
+    for name, mapping in (("bands", bands), ("resampling", resampling)):
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise ValueError(f"{name} maps modalities to what is asked of each, got {mapping!r}.")
+    if reading is not None and not isinstance(reading, ReadOptions):
+        raise ValueError(f"reading is terramind_cube.ReadOptions(...), got {reading!r}.")
     asked = check_modalities(modalities)
     names = tuple(row.name for row in asked)
     filters = Filters(cloud_cover, orbit, query, cast("Any", ids), modalities=names)
     area = area_geometry(bbox, intersects)
+    if area is None and geobox is None:
+        area = getattr(catalog_or_items, "area", None)  # where a search looked
+    datetime = plain_datetime(datetime)
     within, lengths = parse_tolerance(pair_within), check_chunks(chunks)
     request = CubeRequest(
         as_catalog(catalog_or_items), asked, area, datetime, within, filters, cast("Any", dict(bands or {})),
-        s2_offset, dict(resampling or {}), clouds,
+        s2_offset, dict(resampling or {}), clouds, skips_bad_items=on_error == "nodata",
     )  # fmt: skip
     failures = ReadFailures() if on_error == "nodata" else None
     token = "" if failures is None else failures.token

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from terramind_cube.cube.duplicates import newest_processing
+from terramind_cube.stac.acquisitions import newest_processing
 from terramind_cube.stac.search import item_interval
 
 if TYPE_CHECKING:
@@ -164,8 +164,10 @@ def parse_tolerance(within: str | timedelta) -> timedelta:
     ValueError
         If it is not a duration, or negative.
     """
+    # A bare number would count as nanoseconds.
+    is_bare = str(within).strip().replace(".", "", 1).isdigit()
     try:
-        tolerance = pd.Timedelta(within)
+        tolerance = pd.NaT if is_bare else pd.Timedelta(within)
     except (ValueError, TypeError):
         tolerance = pd.NaT
     if not tolerance >= pd.Timedelta(0):  # NaT compares as false

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from terramind_cube.cube.layout import find_layers
 from terramind_cube.modalities import LULC_CLASSES, MODALITIES
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ def find_implausible(cube: xr.Dataset, *, window_px: int = 512) -> list[str]:
     Returns
     -------
     list of str
-        One sentence for each variable and date that looks wrong; empty where all is plausible. A
-        scene of clouds or snow alone may look as if it had an offset.
+        One sentence for each variable and date that looks wrong; empty where all is plausible.
+        Pixels under a ``cloud_mask`` do not count; without one, a scene of clouds or snow alone may
+        look as if it had an offset.
 
     Raises
     ------
@@ -53,11 +55,16 @@ def find_implausible(cube: xr.Dataset, *, window_px: int = 512) -> list[str]:
     if window_px < 1:
         raise ValueError(f"window_px is a number of pixels, at least 1, got {window_px}.")
     middle = {dim: _middle(cube.sizes[dim], window_px) for dim in ("y", "x")}
-    found = []
+    layers, found = find_layers(cube), []
+    if "cloud_mask" in cube.data_vars:
+        for name in {"S2L2A", "S2L1C"} & set(layers):
+            # Clouds are bright in all bands, as an offset is.
+            seen = ~cube["cloud_mask"]
+            layers[name] = layers[name].where(seen, np.zeros((), layers[name].dtype))
     for name, test in _TESTS.items():
-        if name not in cube.data_vars:
+        if name not in layers:
             continue
-        for when, pixels in _dates(cube[name].isel(middle)):
+        for when, pixels in _dates(layers[name].isel(middle)):
             valid = _valid(name, pixels)
             if valid.size >= min(_ENOUGH_PX, pixels.size) and (problem := test(valid)):
                 found.append(f"{name}{when}: {problem}")

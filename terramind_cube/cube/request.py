@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, timedelta
 from datetime import datetime as Moment
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,6 +38,7 @@ __all__ = [
 DEFAULT_CHUNKS_PX: Mapping[str, int] = {"y": 896, "x": 896}
 
 _SAME_PASS = timedelta(hours=12)
+_FOR_CLASSES = ("nearest", "mode")
 _DERIVED_BANDS: Mapping[str, tuple[str, ...]] = {
     "NDVI": ("B04", "B08"),
     "RGB": ("B04", "B03", "B02"),
@@ -68,6 +70,8 @@ class CubeRequest:
         GDAL's method by modality, over the providers' rows.
     clouds : bool
         Whether scene classifications become masks.
+    skips_bad_items : bool
+        Whether an item that lacks something is left out with a warning.
     """
 
     catalog: Catalog
@@ -80,6 +84,7 @@ class CubeRequest:
     s2_offset: str = "remove"
     resampling: Mapping[str, str] = field(default_factory=dict)
     clouds: bool = True
+    skips_bad_items: bool = False
 
     def __post_init__(self) -> None:
         if self.datetime is not None:
@@ -91,7 +96,13 @@ class CubeRequest:
         names = [modality.name for modality in self.asked]
         object.__setattr__(self, "bands", _check_bands(self.bands, names))
         for name, method in self.resampling.items():
-            _check_asked("resampling", name, [*names, "S2L2A"])
+            _check_asked("resampling", name, list(dict.fromkeys([*names, "S2L2A"])))
+            is_classes = name in MODALITIES and MODALITIES[name].kind == "classes"
+            if is_classes and method not in _FOR_CLASSES:
+                raise ValueError(
+                    f"resampling of {name}: {method!r} would mix class codes; give "
+                    f"{' or '.join(map(repr, _FOR_CLASSES))}."
+                )
             if method not in Resampling.__members__:
                 near = nearest_name(str(method), Resampling.__members__)
                 raise ValueError(f"resampling of {name}: unknown method {method!r}: {near}.")
@@ -119,14 +130,26 @@ class CubeRequest:
         self, modality: Modality, area: Any, window: DatetimeQuery | None = None
     ) -> list[ItemBands]:
         """Search for one modality; a static layer at any time."""
-        when = None if modality.temporal == "static" else window or self.datetime
+        filters = self.filters
+        if modality is not self.read[0] and filters.ids is not None:
+            # Ids of scenes name no radar pass and no map, unless they do.
+            try:
+                return self._find(modality, area, window, filters)
+            except ValueError:
+                filters = replace(filters, ids=None)
+        return self._find(modality, area, window, filters)
+
+    def _find(
+        self, modality: Modality, area: Any, window: DatetimeQuery | None, filters: Filters
+    ) -> list[ItemBands]:
         return find_bands(
             self.catalog,
             modality,
             area=area,
-            datetime=when,
-            filters=self.filters,
+            datetime=None if modality.temporal == "static" else window or self.datetime,
+            filters=filters,
             bands=self.labels(modality),
+            skips_bad_items=self.skips_bad_items,
         )
 
     def tolerance(self, modality: Modality) -> timedelta:
@@ -200,7 +223,7 @@ def band_label(name: str) -> str:
     return _COMMON_NAMES.get(name.lower(), name.upper())
 
 
-def check_chunks(chunks: Mapping[str, int] | None) -> dict[str, int]:
+def check_chunks(chunks: Any) -> dict[str, int]:
     """Return the chunk lengths of time, y and x, with their defaults.
 
     Raises
@@ -208,11 +231,17 @@ def check_chunks(chunks: Mapping[str, int] | None) -> dict[str, int]:
     ValueError
         If another dimension is named, or a length is none.
     """
-    given = dict(chunks or {})
     known = {"time": 1, **DEFAULT_CHUNKS_PX}
-    if not given.keys() <= known.keys() or not all(n == -1 or n > 0 for n in given.values()):
-        raise ValueError(f"chunks maps time, y and x to lengths (-1 for all), got {chunks!r}.")
-    return known | given
+    given = {} if chunks is None else chunks
+    if not isinstance(given, Mapping) or not all(
+        name in known and isinstance(n, Integral) and (n == -1 or int(n) > 0)
+        for name, n in given.items()
+    ):
+        raise ValueError(
+            f"chunks maps time, y and x to lengths in pixels (-1 for all), such as "
+            f"{{'y': 896, 'x': 896}}, got {chunks!r}."
+        )
+    return known | {name: int(n) for name, n in given.items()}
 
 
 def _lead(modality: Modality) -> tuple[bool, int, int]:

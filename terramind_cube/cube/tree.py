@@ -41,6 +41,7 @@ _MASKS: Mapping[str, Regridding] = {
     "SCL": Regridding("nearest", 0),
     "cloud_mask": Regridding("nearest", 1),
 }
+_EMPTY: Mapping[str, Any] = {"f": np.nan, "M": np.datetime64("NaT"), "O": "", "T": "", "U": ""}
 # What covers how much of the area serves to pair scenes, not to describe the pairs.
 _PAIRING_ONLY = "_coverage"
 _SQUARE_TOLERANCE = 1e-6
@@ -224,10 +225,12 @@ def _step_coords(
             if coord.dims != ("time",) or name == "time" or str(name).endswith(_PAIRING_ONLY):
                 continue
             values = coord.data
+            if coord.dtype.kind in "TU":  # what a store makes of texts
+                values = values.astype(object)
             if list(places) != list(range(len(values))):
                 values = values[[place or 0 for place in places]]
             if None in places:
-                fill = {"f": np.nan, "M": np.datetime64("NaT")}.get(coord.dtype.kind, 0)
+                fill = _EMPTY.get(coord.dtype.kind, 0)
                 is_there = np.array([place is not None for place in places])
                 where = np.where if isinstance(values, np.ndarray) else da.where
                 values = where(is_there, values, np.asarray(fill, coord.dtype))

@@ -12,10 +12,10 @@ import numpy as np
 import xarray as xr
 
 from terramind_cube.cube.clouds import CLOUD_DILATION_M, SCENE_CLASSES, mask_finisher
-from terramind_cube.cube.duplicates import processing_age
 from terramind_cube.cube.mosaic import ItemSource, Mosaic, lazy_mosaic
 from terramind_cube.cube.radiometry import Radiometry, added_offset_dn, ndvi, rgb
 from terramind_cube.modalities import LULC_CLASSES, MODALITIES
+from terramind_cube.stac.acquisitions import processing_age
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -160,18 +160,34 @@ def cloud_variables(
             },
         ),
     }
-    clear = 1 - mask.mean(axis=(1, 2), dtype=np.float64)
+    is_known = np.array([_is_classified(step) for step in series.chosen])
+    clear = da.where(is_known, 1 - mask.mean(axis=(1, 2), dtype=np.float64), np.nan)
     fraction = xr.DataArray(
         clear.astype(np.float32),
         dims="time",
-        attrs={"long_name": "share of the area that is seen clearly", "units": "1"},
+        attrs={
+            "long_name": "share of the area that is seen clearly",
+            "comment": "of the whole area; not a number where there is no scene classification",
+            "units": "1",
+        },
     )
     return variables, {"clear_fraction": fraction}
+
+
+def _is_classified(step: TimeStep | None) -> bool:
+    return step is not None and any(source.scene_classes is not None for source in step.sources)
 
 
 def step_coords(series: Series, s2_offset: str) -> dict[str, xr.DataArray]:
     """Return what is recorded along the time axis for one modality."""
     modality, coords = series.modality, {}
+    if modality.temporal != "static":
+        ids = [" ".join(s.item.id for s in step.sources) if step else "" for step in series.chosen]
+        coords[f"{modality.name}_items"] = xr.DataArray(
+            np.array(ids, object),
+            dims="time",
+            attrs={"long_name": "STAC items of each date, the uppermost first"},
+        )
     if modality.units == "1e-4":
         offsets = [_newest_offset(step, s2_offset) for step in series.chosen]
         coords[f"{modality.name}_offset"] = xr.DataArray(
@@ -179,6 +195,16 @@ def step_coords(series: Series, s2_offset: str) -> dict[str, xr.DataArray]:
             dims="time",
             attrs={"long_name": "digital numbers that reading added"},
         )
+        if s2_offset != "remove":
+            left = [
+                added - (_newest_offset(step, "remove") if step else 0)
+                for step, added in zip(series.chosen, offsets, strict=True)
+            ]
+            coords[f"{modality.name}_offset_left"] = xr.DataArray(
+                np.array(left, np.int16),
+                dims="time",
+                attrs={"long_name": "digital numbers above reflectance x 10000"},
+            )
     if not series.leads and modality.temporal == "instant":
         times = stamps([step.time if step else None for step in series.chosen])
         coords[f"{modality.name}_time"] = xr.DataArray(times, dims="time")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["area_geometry", "item_shape", "swapped_area"]
 
 _BESIDE_ANTIMERIDIAN_DEG = 45.0
+_NARROWEST_GAP_DEG = 180.0
 _TURNS_DEG = (-360.0, 0.0, 360.0)
 
 
@@ -129,6 +130,8 @@ def _bbox_problem(west: float, south: float, east: float, north: float) -> str:
         if max(abs(west), abs(east)) <= 90:
             return f"This looks like lat/lon order: give lon, lat, {(south, west, north, east)}."
         return "Latitudes run from -90 to 90."
+    if west > east and west - east < _NARROWEST_GAP_DEG:
+        return "Its west lies east of its east; only across the antimeridian that has a meaning."
     if max(abs(west), abs(east)) > 180:
         return "Longitudes run from -180 to 180; west > east crosses the antimeridian."
     if south > north:

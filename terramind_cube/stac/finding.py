@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from terramind_cube.stac.acquisitions import acquisition
 from terramind_cube.stac.bands import locate_bands
 from terramind_cube.stac.providers import collections_of, find_row, providers_with, rank
 from terramind_cube.stac.search import Filters, limit_items, swapped_area
@@ -33,6 +34,7 @@ def find_bands(
     datetime: DatetimeQuery | None,
     filters: Filters | None = None,
     bands: Sequence[str] | None = None,
+    skips_bad_items: bool = False,
 ) -> list[ItemBands]:
     """Search a catalog for the items of one modality.
 
@@ -50,11 +52,15 @@ def find_bands(
         What else an item must fulfil.
     bands : sequence of str, optional
         Labels of the bands to find; all by default.
+    skips_bad_items : bool
+        Whether an item that lacks bands, or is not understood, is left out with a warning as long
+        as there are others. Radar items without a polarisation always are.
 
     Returns
     -------
     list of ItemBands
-        At least one, all of the most preferred collection that has any, each item once.
+        At least one, of the most preferred collection that has any; of optical items at hand also
+        those of acquisitions that it lacks. Each item once.
 
     Raises
     ------
@@ -77,8 +83,8 @@ def find_bands(
 
     def search(where: Any) -> list[ItemBands]:
         found = search_modality(catalog, modality, area=where, datetime=datetime, filters=filters)
-        located = (locate_bands(item, modality, bands) for item in _once(found))
-        return [item for item in located if item is not None]
+        is_lenient = skips_bad_items or modality.units == "dB"
+        return _locate_all(_once(found), modality, bands, is_lenient=is_lenient)
 
     if found := search(area):
         return found
@@ -115,10 +121,52 @@ def search_modality(
             filters=filters if collections else replace(filters, max_items=None),
         )
         if holding := [item for item in items if holds(item, modality)]:
-            best = min(rank(item.collection_id) for item in holding)
-            chosen = (item for item in holding if rank(item.collection_id) == best)
-            return limit_items(chosen, filters.max_items)
+            return limit_items(_preferred(holding, modality), filters.max_items)
     return []
+
+
+def _preferred(items: list[pystac.Item], modality: Modality) -> list[pystac.Item]:
+    """Return the items of the preferred collection, and of optical ones what it lacks."""
+    ranks = {id(item): rank(item.collection_id) for item in items}
+    best = min(ranks.values())
+    kept = [item for item in items if ranks[id(item)] == best]
+    if len(kept) == len(items) or modality.units != "1e-4":
+        return kept
+    shown = {acquisition(item) for item in items}
+    if None in shown:  # nobody can tell which are the same
+        return kept
+    owners: dict[tuple[str, str], int] = {}
+    for item in items:
+        key = _scene(item)
+        owners[key] = min(owners.get(key, len(ranks) + best), ranks[id(item)])
+    return [item for item in items if ranks[id(item)] == owners[_scene(item)]]
+
+
+def _scene(item: pystac.Item) -> tuple[str, str]:
+    shown = acquisition(item)
+    return ("", item.id) if shown is None else (shown.tile, shown.datatake)
+
+
+def _locate_all(
+    items: Iterable[pystac.Item],
+    modality: Modality,
+    bands: Sequence[str] | None,
+    *,
+    is_lenient: bool,
+) -> list[ItemBands]:
+    found, refused = [], []
+    for item in items:
+        try:
+            located = locate_bands(item, modality, bands)
+        except ValueError as error:
+            refused.append(error)
+        else:
+            found += [] if located is None else [located]
+    if refused and not (is_lenient and found):
+        raise refused[0]
+    for reason in refused:
+        warnings.warn(f"An item is left out. {reason}", UserWarning, stacklevel=2)
+    return found
 
 
 def collection_groups(catalog: Catalog, modality: Modality) -> list[list[str] | None]:

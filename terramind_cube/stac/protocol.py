@@ -10,7 +10,7 @@ from terramind_cube.modalities import MODALITIES, find_modality
 from terramind_cube.stac.finding import holds, search_modality
 from terramind_cube.stac.providers import DERIVED, LOADABLE, find_row
 from terramind_cube.stac.result import SearchResult
-from terramind_cube.stac.search import Filters, area_geometry, parse_interval
+from terramind_cube.stac.search import Filters, area_geometry, parse_interval, plain_datetime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,7 +119,11 @@ class Catalog(Protocol):
         """
         if modalities is not None and collections is not None:
             raise ValueError("Give modalities or collections, not both.")
-        area = area_geometry(bbox, intersects)
+        area, datetime = area_geometry(bbox, intersects), plain_datetime(datetime)
+        if area is None and ids is None and max_items is None and getattr(self, "is_public", False):
+            raise ValueError(
+                f"{self.name} holds the whole world: give bbox, intersects, ids or max_items."
+            )
         if datetime is not None:
             parse_interval(datetime)
         names = _check_names("collections", collections)
@@ -228,7 +232,7 @@ def _check_names(what: str, names: Any) -> tuple[str, ...]:
     if names is None:
         return ()
     if isinstance(names, str):
-        raise ValueError(f"{what} is a list, got the string {names!r}: give [{names!r}].")  # noqa: TRY004
+        names = [names]
     found = tuple(dict.fromkeys(names))
     if not found:
         raise ValueError(f"{what} is empty: leave it out to take all.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "item_interval",
     "limit_items",
     "parse_interval",
+    "plain_datetime",
     "select_items",
     "swapped_area",
 ]
@@ -162,6 +163,23 @@ class Filters:
         if self.ids is not None:
             said.append(f"ids {list(self.ids)}")
         return f" with {', '.join(said)}" if said else ""
+
+
+def plain_datetime(query: Any) -> Any:
+    """Return a datetime query in the types that pystac-client takes.
+
+    A day (`datetime.date`), a `numpy.datetime64` and a `pandas.Timestamp` become what they mean, in
+    UTC; also as ends of a pair.
+    """
+    if isinstance(query, tuple | list):
+        return tuple(plain_datetime(end) for end in query)
+    if isinstance(query, np.datetime64):
+        # numpy's dates are days, its other units instants.
+        is_day = np.datetime_data(query)[0] in {"Y", "M", "D"}
+        return str(query) if is_day else _utc(query.astype("datetime64[us]").item())
+    if isinstance(query, date) and not isinstance(query, datetime):
+        return query.isoformat()
+    return query
 
 
 def parse_interval(query: DatetimeQuery) -> Interval:

@@ -6,8 +6,8 @@ from itertools import permutations
 import pystac
 import pytest
 
-from terramind_cube.cube.duplicates import acquisition, newest_processing
 from terramind_cube.modalities import MODALITIES
+from terramind_cube.stac.acquisitions import acquisition, newest_processing
 from terramind_cube.stac.bands import ItemBands
 
 
