@@ -88,28 +88,35 @@ def load_cube(  # noqa: PLR0913
     Parameters
     ----------
     catalog_or_items : Catalog, name, path, URL, pystac_client.Client or iterable of pystac.Item
-        What `open_catalog` returns or takes, a search result, or items at hand, which are never
-        changed.
+        What `open_catalog` returns or takes, a search result (also its area), or items at hand, of
+        any providers, which are never changed.
     bbox, intersects : optional
-        Area as (west, south, east, north) in degrees, or as GeoJSON; without either, everything.
-    datetime : str, datetime or pair, optional
-        STAC datetime query of the scenes. Static layers are found at any time, radar scenes within
-        `pair_within` of the optical ones, annual maps by year.
+        Area as (west, south, east, north) in degrees, or as GeoJSON, whose bounding box is loaded;
+        without either, the extent of the items. The grid grows outwards to whole cells of 16 pixels
+        that are counted from the origin of the CRS, so that overlapping areas share their pixels.
+    datetime : str, datetime, date, numpy.datetime64 or pair, optional
+        STAC datetime query of the scenes, in UTC. Static layers are found at any time, radar scenes
+        within `pair_within` of the optical ones, annual maps by year.
     modalities : sequence of str
         Of S2L2A, S2L1C, S1RTC, S1GRD, LULC and DEM, of which the first in this order gives the time
         axis, and of NDVI and RGB, which are computed from S2L2A.
     resolution, crs : optional
-        Pixel size in metres, and projected CRS: UTM of the area, or without one the items' own.
+        Pixel size in metres, and projected CRS. By default the UTM zone of the area's middle, as
+        Sentinel-2's tiles have it (polar stereographic beyond 84 N and 80 S); without an area the
+        CRS of the items, if they share one.
     geobox : odc.geo.geobox.GeoBox, optional
         The exact grid, instead of `bbox`, `intersects`, `resolution` and `crs`.
     chunks : mapping, optional
-        Chunk lengths of ``"time"``, ``"y"`` and ``"x"``; 1, 896 and 896 by default.
+        Chunk lengths of ``"time"``, ``"y"`` and ``"x"`` in pixels, -1 for all; 1, 896 and 896 by
+        default. Bands are chunks of their own, so that one is read without the others.
     pair_within : str or timedelta, default "7D"
-        Largest time between an optical and a radar scene of one step.
+        Largest time between an optical and a radar scene of one date.
     cloud_cover, orbit, query, ids : optional
-        Filters of the search, see `Catalog.search`.
+        Filters of the search, see `Catalog.search`: percent for optical items, direction or
+        relative orbit for radar. `ids` that name no item of a further modality do not narrow it.
     bands : mapping of str to sequence of str, optional
-        Bands to load by modality, by label ("B04") or common name ("red"); all by default.
+        Bands to load by modality, by label ("B04") or common name ("red"); they come in the
+        modality's order. All by default.
     s2_offset : {"remove", "keep", "add"}
         Whether Sentinel-2's offset of 1000 DN is taken off where a product has it, left as it was
         delivered, or put on where a product lacks it.
@@ -121,7 +128,8 @@ def load_cube(  # noqa: PLR0913
         where items have a scene classification.
     mode : {"analysis", "native"}
         One Dataset on one grid and time axis, or a tree of each sensor's own resolutions, bands and
-        times.
+        times, on which `resolution` has no bearing: ``/S2L2A/r10m``, ``/S2L2A/r20m``,
+        ``/S2L2A/r60m``, ``/S1RTC``, ``/DEM``, ``/LULC``.
     on_error : {"raise", "nodata"}
         Whether a file that cannot be read stops a computation, or its pixels are nodata and
         ``attrs["read_failures"]`` lists it: in the computed cube and in a store that
@@ -136,15 +144,35 @@ def load_cube(  # noqa: PLR0913
     Returns
     -------
     xarray.Dataset or xarray.DataTree
-        A variable per modality, ``spatial_ref``, and along time ``S2L2A_offset`` (DN that reading
-        added), ``clear_fraction`` and, where S1 is paired, ``S1RTC_time`` (NaT without one).
-        Nothing is computed.
+        Lazy. A variable per modality: ``S2L2A`` and ``S2L1C`` (time, X_band, y, x) uint16,
+        reflectance x 10000 without offset, 0 where invalid; ``S1RTC``, ``S1GRD`` (time, X_band, y,
+        x) float32 in dB, NaN; ``DEM`` (y, x) float32 in m, NaN; ``LULC`` (time, y, x) uint8,
+        TerraMind's classes 0 to 9; ``NDVI`` (time, y, x) float32, NaN; ``RGB`` (time, RGB_band, y,
+        x) uint8, reflectance 0 to 0.2 as 0 to 255. Beside S2L2A ``SCL`` (time, y, x) uint8 and
+        ``cloud_mask`` (time, y, x) bool, True where cloud, shadow, cirrus, defective or no data.
+
+        Along ``time`` (UTC, of the first item of a solar day): ``X_items`` (ids), ``S2L2A_offset``
+        (int16, DN that reading added; of a mixed date the newest item's), ``S2L2A_offset_left`` (DN
+        that are still in, where it was kept or added), ``clear_fraction`` (lazy, of the whole
+        area), and of paired radar ``S1RTC_time`` (NaT without one) and ``S1RTC_relative_orbit``.
 
     Raises
     ------
     ValueError, AssetError
         If a modality is unknown, nothing is found, bands are missing or the grid is unfit; if a
         local file is missing or damaged (also while computing, for any file).
+
+    Warns
+    -----
+    UserWarning
+        If some dates have no scene of a modality, an item is left out, or the resolution is far
+        from the 10 m that TerraMind was trained at.
+
+    Notes
+    -----
+    Items of a date are mosaicked after each has got its own offset and unit: those in the grid's
+    CRS first, then by time and id. Of an acquisition that was processed again the newest processing
+    is taken (facts of issue 4; Sentinel-2 Products Specification Document for the offset).
     """
     wanted = check_grid_request(geobox, crs, resolution, bbox, intersects)
     for name, value, known in (("mode", mode, _MODES), ("on_error", on_error, _ON_ERROR)):

@@ -50,6 +50,10 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
+_NO_STAC = (pystac.STACError, pystac.STACTypeError, KeyError, TypeError, AttributeError, ValueError)
+"""What pystac raises of documents that it cannot read."""
+
+
 @dataclass(frozen=True)
 class ApiCatalog(Catalog):
     """A STAC API behind pystac-client.
@@ -163,6 +167,10 @@ class ApiCatalog(Catalog):
             raise ConnectionError(
                 f"{self.name} does not answer ({said}): try again later, or ask for a smaller "
                 "area or time."
+            ) from error
+        except _NO_STAC as error:
+            raise ValueError(
+                f"{self.name} returns what is no valid STAC ({type(error).__name__}: {error})."
             ) from error
 
     def describe(self, collections: Sequence[str] | None = None) -> str:

@@ -6,8 +6,10 @@ import pystac
 import pytest
 
 from terramind_cube.modalities import MODALITIES
+from terramind_cube.stac import open_catalog
 from terramind_cube.stac.bands import locate_bands
 from terramind_cube.stac.calibration import processing_baseline
+from tests.stac.memory_api import open_client
 
 S2, S1RTC, S1GRD = (MODALITIES[name] for name in ("S2L2A", "S1RTC", "S1GRD"))
 
@@ -123,6 +125,25 @@ def test_landsat_and_harmonised_data_are_not_sentinel():
         locate_bands(make("HLSS30.v2.0", S2.bands, None, {"platform": "sentinel-2a"}), S2) is None
     )
     assert locate_bands(make(None, S2.bands, None, {"platform": "Sentinel-2B"}), S2) is not None
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda item: item["assets"]["B02"].pop("href"),
+        lambda item: item["properties"].update(datetime="yesterday"),
+        lambda item: item.update(assets=None),
+    ],
+)
+def test_server_that_sends_no_stac_is_named(break_it):
+    raw = optical().to_dict(include_self_link=False)
+    raw["geometry"], raw["bbox"] = {"type": "Point", "coordinates": [9, 48]}, [9, 48, 9, 48]
+    client = open_client([raw])
+    catalog = open_catalog(client)
+    assert len(catalog.search(collections=["sentinel-2-l2a"])) == 1
+    break_it(raw)
+    with pytest.raises(ValueError, match=r"http://mem\.local/ returns what is no valid STAC"):
+        open_catalog(open_client([raw])).search(collections=["sentinel-2-l2a"])
 
 
 @pytest.mark.parametrize(
