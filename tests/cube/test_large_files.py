@@ -16,6 +16,7 @@ def sparse(path, shape, transform, crs, dtype, window, pixels):
     profile = {
         "driver": "GTiff", "count": 1, "height": shape[0], "width": shape[1], "dtype": dtype,
         "crs": crs, "transform": transform, "tiled": True, "sparse_ok": True, "nodata": 0,
+        "blockxsize": 2048, "blockysize": 2048,
         "compress": "deflate", "bigtiff": "yes",
     }  # fmt: skip
     with rasterio.open(path, "w", **profile) as dataset:
