@@ -221,10 +221,6 @@ def _find_leading(
     if wanted.geobox is not None or request.area is not None:
         grid = wanted.geobox or area_grid(wanted, request.area or {})
         return request.find(leading, geographic_extent(grid)), grid
-    if getattr(request.catalog, "is_public", False) and request.filters.ids is None:
-        raise ValueError(
-            f"{request.catalog.name} holds the whole world: give bbox, intersects, geobox or ids."
-        )
     sources = request.find(leading, None)
     return sources, covering_grid(wanted, [headers.footprint(source) for source in sources])
 

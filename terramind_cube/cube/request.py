@@ -209,6 +209,15 @@ def as_catalog(source: Any) -> Catalog:
         return StaticCatalog(f"Catalog {source.id!r}", tuple(source.get_items(recursive=True)))
     if hasattr(source, "search_items"):
         return cast("Catalog", source)
+    if isinstance(source, pystac_client.ItemSearch):
+        source = source.items()
+    if isinstance(source, Mapping):
+        try:
+            source = tuple(pystac.ItemCollection.from_dict(dict(source)))
+        except (pystac.STACError, pystac.STACTypeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"The given mapping is no STAC item collection ({error!r})."
+            ) from error
     items = tuple(source) if isinstance(source, Iterable) else (source,)
     for item in items:
         if not isinstance(item, pystac.Item):

@@ -207,7 +207,11 @@ def step_coords(series: Series, s2_offset: str) -> dict[str, xr.DataArray]:
             )
     if not series.leads and modality.temporal == "instant":
         times = stamps([step.time if step else None for step in series.chosen])
-        coords[f"{modality.name}_time"] = xr.DataArray(times, dims="time")
+        coords[f"{modality.name}_time"] = xr.DataArray(
+            times,
+            dims="time",
+            attrs={"long_name": f"time of the {modality.name} scene of each date, in UTC"},
+        )
     if modality.units == "dB":
         orbits = [step.relative_orbit if step else None for step in series.chosen]
         if any(orbits):

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ApiCatalog", "open_api"]
 
+MOST_ITEMS = 10_000
+"""Items of a search without an area, ids or a limit of its own."""
 PAGE_ITEMS = 100
 """Items of a page where the caller does not say; servers would send as few as ten."""
 RETRIES = 5
@@ -71,11 +73,6 @@ class ApiCatalog(Catalog):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", f"STAC API {self.client.get_self_href()}")
-
-    @property
-    def is_public(self) -> bool:
-        """Whether this is a known provider, whose archive nobody wants whole."""
-        return _provider_at(self.client.get_self_href()) is not None
 
     @cached_property
     def collection_ids(self) -> tuple[str, ...] | None:
@@ -134,7 +131,13 @@ class ApiCatalog(Catalog):
             query=None if not query else {name: dict(tests) for name, tests in query.items()},
         )
         with self._answering(), without_remarks():
-            return request.first_of(search.items())
+            found, is_whole = request.first_of(search.items())
+        if not is_whole:
+            raise ValueError(
+                f"More than {MOST_ITEMS:,} items of {self.name} answer a search without an area: "
+                "give bbox, intersects, geobox, ids or max_items."
+            )
+        return found
 
     @property
     def _search_endpoint(self) -> tuple[str, str]:
@@ -243,16 +246,22 @@ class _Request:
             return {name: {"eq": orbit}}
         return {}
 
-    def first_of(self, items: Iterable[pystac.Item]) -> list[pystac.Item]:
-        """Return the items that pass the filters, asking for no page more than needed."""
+    def first_of(self, items: Iterable[pystac.Item]) -> tuple[list[pystac.Item], bool]:
+        """Return the items that pass the filters, and whether that may be all that is meant.
+
+        No page more than needed is asked for; nobody wants a provider's whole archive.
+        """
         kept: list[pystac.Item] = []
-        for item in items:
+        is_open = self.area is None and self.filters.ids is None and self.filters.max_items is None
+        for count, item in enumerate(items):
+            if is_open and count >= MOST_ITEMS:
+                return [], False
             if self.filters.accepts(item):
                 kept.append(item)
             is_one = self.collections is not None and len(self.collections) == 1
             if is_one and len(kept) == self.filters.max_items:
                 break
-        return limit_items(kept, self.filters.max_items)
+        return limit_items(kept, self.filters.max_items), True
 
 
 class _Waiting(Retry):

@@ -90,7 +90,7 @@ def find_bands(
         return found
     searched = [name for group in collection_groups(catalog, modality) for name in group or ()]
     where = "" if area is None else " in the area"
-    when = "" if datetime is None else f" for datetime {datetime!r}"
+    when = "" if datetime is None else f" for datetime {_shown(datetime)}"
     hint = ""
     if area is not None and (other := swapped_area(area)) is not None and search(other):
         hint = (
@@ -188,6 +188,12 @@ def holds(item: pystac.Item, modality: Modality) -> bool:
         return locate_bands(item, modality) is not None
     except ValueError:  # what is wrong with it is said when it is read
         return True
+
+
+def _shown(datetime: Any) -> str:
+    if isinstance(datetime, tuple):
+        return " to ".join(".." if end is None else str(end)[:10] for end in datetime)
+    return repr(datetime)
 
 
 def _once(items: Iterable[pystac.Item]) -> list[pystac.Item]:

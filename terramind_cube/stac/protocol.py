@@ -120,10 +120,6 @@ class Catalog(Protocol):
         if modalities is not None and collections is not None:
             raise ValueError("Give modalities or collections, not both.")
         area, datetime = area_geometry(bbox, intersects), plain_datetime(datetime)
-        if area is None and ids is None and max_items is None and getattr(self, "is_public", False):
-            raise ValueError(
-                f"{self.name} holds the whole world: give bbox, intersects, ids or max_items."
-            )
         if datetime is not None:
             parse_interval(datetime)
         names = _check_names("collections", collections)

@@ -16,7 +16,6 @@ from odc.geo.geobox import GeoBox
 from terramind_cube.cube import ReadOptions, load_cube
 from terramind_cube.cube.failures import AssetError, ReadFailures
 from terramind_cube.modalities import MODALITIES
-from terramind_cube.stac import StaticCatalog
 from tests.cube.scenes import (
     CRS,
     LEFT,
@@ -364,14 +363,20 @@ def test_exchanged_coordinates_are_noticed(tmp_path):
         load_cube([item], bbox=(south, west, north, east), modalities=["S2L2A"])
 
 
-def test_whole_archive_of_a_provider_is_not_searched(tmp_path):
-    class Archive(StaticCatalog):
-        is_public = True
-
-    items = (s2_item(tmp_path, "a", day("2024-05-01")),)
-    with pytest.raises(ValueError, match="Archive holds the whole world: give bbox"):
-        load_cube(Archive("Archive", items), modalities=["S2L2A"])
-    assert load_cube(Archive("Archive", items), modalities=["S2L2A"], ids=["a"]).sizes["time"] == 1
+def test_items_come_in_every_wrapping(tmp_path):
+    item = s2_item(tmp_path, "a", day("2024-05-01"))
+    expected = load_cube([item], modalities=["S2L2A"])
+    collection = pystac.ItemCollection([item])
+    for wrapped in (
+        item,
+        (item,),
+        iter([item]),
+        collection,
+        collection.to_dict(transform_hrefs=False),
+    ):
+        xr.testing.assert_identical(load_cube(wrapped, modalities=["S2L2A"]), expected)
+    with pytest.raises(ValueError, match="no STAC item collection"):
+        load_cube({"features": [3]}, modalities=["S2L2A"])
 
 
 def test_empty_items_and_addresses_are_named(tmp_path):

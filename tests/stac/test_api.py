@@ -280,3 +280,14 @@ def test_what_offers_no_search_is_refused():
     catalog = ApiCatalog(pystac_client.Client("static", "-", href="https://x.test/catalog.json"))
     with pytest.raises(ValueError, match=r"https://x\.test/catalog\.json offers no search"):
         catalog.search_items(filters=Filters())
+
+
+def test_whole_archive_is_not_searched(monkeypatch):
+    monkeypatch.setattr(api, "MOST_ITEMS", 3)
+    catalog = open_catalog(connect(MemoryApi([scene(f"item-{n}") for n in range(5)], page_size=2)))
+    asked = {"collections": ["sentinel-2-l2a"]}
+    with pytest.raises(ValueError, match=r"More than 3 items of .* give bbox"):
+        catalog.search(**asked)
+    assert len(catalog.search(**asked, max_items=4)) == 4
+    assert len(catalog.search(**asked, bbox=(8, 47, 10, 49))) == 5
+    assert len(catalog.search(**asked, ids=["item-1"])) == 1
