@@ -18,7 +18,13 @@ from terramind_cube.cube.failures import AssetError
 from terramind_cube.cube.grids import geographic_extent
 from terramind_cube.cube.mosaic import ItemSource
 from terramind_cube.cube.radiometry import Radiometry
-from terramind_cube.cube.reading import BandSource, DeclaredGrid, file_geobox
+from terramind_cube.cube.reading import (
+    BandSource,
+    ContradictionError,
+    DeclaredGrid,
+    check_grid,
+    file_geobox,
+)
 from terramind_cube.stac.areas import item_shape
 
 if TYPE_CHECKING:
@@ -188,6 +194,12 @@ class Headers:
                 f"{found.modality.name} needs {', '.join(found.modality.bands)}: list the bands "
                 "of the file in eo:bands."
             )
+        if (declared := _declared(found, place)) is not None:
+            try:
+                check_grid(geobox, self._geobox(declared))
+            except ContradictionError as error:
+                reason = str(error)
+                raise AssetError(place.href, reason, found.item.id, place.asset) from error
         return geobox
 
 

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from terramind_cube.cube.radiometry import Radiometry
     from terramind_cube.stac.bands import BandLocation
 
-__all__ = ["BandSource", "ContradictionError", "DeclaredGrid", "file_geobox", "read_pixels"]
+__all__ = [
+    "BandSource", "ContradictionError", "DeclaredGrid", "check_grid", "file_geobox", "read_pixels",
+]  # fmt: skip
 
 _ALIGNED_TOLERANCE_PX = 0.01
 _CONTRADICTION_PX = 1.5
@@ -116,7 +118,7 @@ def read_pixels(
     _check(dataset, source)
     native = file_geobox(dataset)
     if source.declared is not None:
-        _check_grid(native, source.declared.geobox())
+        check_grid(native, source.declared.geobox())
     factors = pixels_per_pixel(native, geobox)
     level = _overview_level(dataset, source, min(factors))
     if level is None:
@@ -144,14 +146,24 @@ def _check(dataset: rasterio.DatasetReader, source: BandSource) -> None:
         )
 
 
-def _check_grid(own: GeoBox, declared: GeoBox) -> None:
+def check_grid(own: GeoBox, declared: GeoBox) -> None:
+    """Refuse a file that lies elsewhere than its item says.
+
+    A coarser or finer raster of the same area, or of a part of it, is no contradiction.
+
+    Raises
+    ------
+    ContradictionError
+        If the CRS or the area is another one.
+    """
     if declared.crs != own.crs and not _are_alike(own, declared):
         raise ContradictionError(
             f"it is in {_name(crs_of(own))}, but its item says {_name(crs_of(declared))}"
         )
     ours, theirs = own.boundingbox, declared.boundingbox
     sizes = [max(abs(g.resolution.x), abs(g.resolution.y)) for g in (own, declared)]
-    if np.abs(np.subtract(ours.bbox, theirs.bbox)).max() > _CONTRADICTION_PX * max(sizes):
+    beyond = np.subtract(ours.bbox, theirs.bbox) * (-1, -1, 1, 1)
+    if beyond.max() > _CONTRADICTION_PX * max(sizes):
         raise ContradictionError(
             f"it covers {_rounded(ours.bbox)} of {_name(crs_of(own))}, but its item says "
             f"{_rounded(theirs.bbox)}"

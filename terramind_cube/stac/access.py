@@ -54,10 +54,13 @@ class BlobSigner:
         Address of the service; it answers at ``endpoint/token/account/container``.
     key_variable : str
         Environment variable of a subscription key, sent along where it is set.
+    endpoint_variable : str
+        Environment variable of an address that takes the place of ``endpoint/token``.
     """
 
     endpoint: str
     key_variable: str = ""
+    endpoint_variable: str = ""
 
     def __call__(self, href: str) -> str:
         """Return an address with a valid token, or its own as long as that is good.
@@ -100,7 +103,8 @@ class BlobSigner:
         headers = {}
         if self.key_variable and (secret := os.environ.get(self.key_variable)):
             headers["Ocp-Apim-Subscription-Key"] = secret
-        url = f"{self.endpoint}/token/{account}/{container}"
+        base = os.environ.get(self.endpoint_variable) if self.endpoint_variable else None
+        url = f"{(base or f'{self.endpoint}/token').rstrip('/')}/{account}/{container}"
         answer = requests.get(url, headers=headers, timeout=_TOKEN_TIMEOUT_S)
         if answer.status_code in _NOT_THEIRS:
             return "", math.inf
@@ -207,7 +211,9 @@ ACCESS: tuple[Access, ...] = (
     Access(
         r"https://[a-z0-9]+\.blob\.core\.windows\.net/",
         signer=BlobSigner(
-            "https://planetarycomputer.microsoft.com/api/sas/v1", "PC_SDK_SUBSCRIPTION_KEY"
+            "https://planetarycomputer.microsoft.com/api/sas/v1",
+            "PC_SDK_SUBSCRIPTION_KEY",
+            "PC_SDK_SAS_URL",
         ),
     ),
     Access(r""),

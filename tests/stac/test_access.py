@@ -90,6 +90,13 @@ def test_token_is_renewed_before_it_ends_and_once_when_it_is_refused(service):
     assert signer(BLOB).endswith("sig=3")
 
 
+def test_other_token_service_is_named_in_the_environment(service, monkeypatch):
+    monkeypatch.setenv("PC_SDK_SAS_URL", "http://127.0.0.1:8000/sas/token/")
+    assert find_access(BLOB).signer(BLOB).endswith("?sig=1")
+    (url, _), = service.asked  # fmt: skip
+    assert url == "http://127.0.0.1:8000/sas/token/sentinel2l2a01/sentinel2-l2"
+
+
 def test_blobs_of_others_stay_unsigned(service, monkeypatch):
     class Unknown:
         status_code = 404
