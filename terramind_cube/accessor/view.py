@@ -57,14 +57,15 @@ class CubeView:
         cube = self._cube
         if int(n) != n or n < 1:
             raise ValueError(f"n is the number of dates, at least 1, got {n!r}.")
-        if not {"clear_fraction", "time"} <= set(cube.coords):
+        if not {"clear_fraction", "time"} <= set(cube.coords) or "time" not in cube.dims:
             raise ValueError(
                 "The cube has no coordinate clear_fraction along time: load S2L2A with clouds=True "
                 "from items that have a scene classification (SCL)."
             )
         clear = _clear_fraction(cube)
         order = np.argsort(-clear, kind="stable")
-        chosen = [place for place in order if clear[place] >= least_clear][:n]
+        # Nothing is clear on a date without a scene classification.
+        chosen = [place for place in order if clear[place] >= max(least_clear, 1e-9)][:n]
         if not chosen:
             best = float(np.nanmax(clear, initial=0.0))
             raise ValueError(

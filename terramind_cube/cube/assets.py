@@ -150,8 +150,9 @@ def with_dataset(
         else:
             _GIVEN_UP.pop(place.href, None)
             return result
-    if attempts > 1:
-        _GIVEN_UP[place.href] = time.monotonic()
+    else:
+        if attempts > 1:
+            _GIVEN_UP[place.href] = time.monotonic()
     # Outside the handler: rasterio's errors do not pickle, and would travel as the context.
     href = without_secrets(place.href)
     raise AssetError(href, without_secrets(reason), source.item_id, place.asset)

@@ -21,6 +21,7 @@ __all__ = ["ChunkedGrid"]
 
 _GEOMETRY_MARGIN_DEG = 0.05
 _MARGIN_PX = 3
+_DEG_PER_M = 1e-4  # generous: of longitude at 84 degrees
 
 
 class ChunkedGrid:
@@ -50,27 +51,42 @@ class ChunkedGrid:
             for y0, y1 in zip(starts[0], starts[0][1:], strict=False)
         ]
 
-    def touched(self, footprint: GeoBox | dict[str, Any] | None) -> list[tuple[int, int]]:
-        """Return row and column of the chunks that a footprint may have pixels in."""
+    def touched(
+        self, footprint: GeoBox | dict[str, Any] | None, margin_px: int = 0
+    ) -> list[tuple[int, int]]:
+        """Return row and column of the chunks that a footprint may have pixels in.
+
+        Parameters
+        ----------
+        footprint : GeoBox, GeoJSON geometry or None
+            None is anywhere.
+        margin_px : int
+            Pixels around a chunk that count as its own.
+        """
         everywhere = [
             (y, x) for y in range(len(self.chunks[0])) for x in range(len(self.chunks[1]))
         ]
         if footprint is None:
             return everywhere
-        key = footprint if isinstance(footprint, GeoBox) else repr(footprint)
+        key = (footprint if isinstance(footprint, GeoBox) else repr(footprint), margin_px)
         if key not in self._touched:
+            tests = self._tests(footprint, margin_px)
             self._touched[key] = [
-                place for place, is_touched in zip(everywhere, self._tests(footprint), strict=True)
-                if is_touched
-            ]  # fmt: skip
+                place for place, is_touched in zip(everywhere, tests, strict=True) if is_touched
+            ]
         return self._touched[key]
 
-    def _tests(self, footprint: GeoBox | dict[str, Any]) -> NDArray[np.bool_]:
+    def _tests(self, footprint: GeoBox | dict[str, Any], margin_px: int) -> NDArray[np.bool_]:
         if isinstance(footprint, GeoBox):
             crs, box = crs_of(footprint), footprint.boundingbox.bbox
             margin = _MARGIN_PX * max(abs(footprint.resolution.x), abs(footprint.resolution.y))
         else:
             crs, box, margin = CRS("EPSG:4326"), shape(footprint).bounds, _GEOMETRY_MARGIN_DEG
+        margin += (
+            margin_px
+            * abs(self.geobox.resolution.x)
+            * (_DEG_PER_M if crs.geographic and not crs_of(self.geobox).geographic else 1)
+        )
         x, y = self._edges_in(crs)
         if crs.geographic:
             x = nearest_longitude(x, (box[0] + box[2]) / 2)

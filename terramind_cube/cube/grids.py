@@ -193,9 +193,16 @@ def geographic_extent(geobox: GeoBox) -> dict[str, Any]:
     Returns
     -------
     GeoJSON geometry
+
+    Raises
+    ------
+    ValueError
+        If a part of the grid is nowhere on Earth.
     """
     crs = crs_of(geobox)
     longitudes, latitudes = to_geographic(crs, *boundary(geobox))
+    if not (np.isfinite(longitudes).all() and np.isfinite(latitudes).all()):
+        raise ValueError(f"The grid {_rounded(geobox)} of {crs} reaches beyond the Earth.")
     if crs.geographic:
         longitudes = np.asarray(boundary(geobox)[0])
     else:
@@ -212,6 +219,10 @@ def geographic_extent(geobox: GeoBox) -> dict[str, Any]:
         if part.area > 0:
             parts.append(part)
     return dict(mapping(unary_union(parts)))
+
+
+def _rounded(geobox: GeoBox) -> tuple[float, ...]:
+    return tuple(round(float(value), 2) for value in geobox.boundingbox.bbox)
 
 
 def crs_of(geobox: GeoBox) -> CRS:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rasterio
 import shapely
+from odc.geo import CRS as GridCRS
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 from rasterio.errors import RasterioError
@@ -164,8 +166,11 @@ class Headers:
             return True
         key = (str(grid.crs), grid.affine, grid.shape.yx)
         if key not in self._extents:
-            extent = shape(geographic_extent(grid))
-            shapely.prepare(extent)
+            try:
+                extent = shape(geographic_extent(grid))
+                shapely.prepare(extent)
+            except (shapely.errors.GEOSException, ValueError):  # nowhere on Earth
+                extent = shapely.Polygon()
             self._extents[key] = extent
         return bool(self._extents[key].intersects(where))
 
@@ -216,6 +221,8 @@ def _declared(found: ItemBands, place: BandLocation) -> DeclaredGrid | None:
         return None
     try:
         six = tuple(map(float, transform[:6]))
+        if not all(map(math.isfinite, six)):
+            return None
         return DeclaredGrid(_text(crs), (int(size[0]), int(size[1])), six)
     except (TypeError, ValueError, IndexError, CRSError):
         return None  # what cannot be understood is read from the file
@@ -230,7 +237,10 @@ def _known_crs(text: str) -> str:
     pyproj.exceptions.CRSError
         If it does not.
     """
-    CRS(text)
+    try:
+        GridCRS(text)  # what grids are made of understands less than PROJ
+    except Exception as error:
+        raise CRSError(str(error)) from error
     return text
 
 

@@ -152,7 +152,7 @@ def lazy_mosaic(
         written[place] = time
         layers: dict[tuple[int, int], list[ItemSource]] = {}
         for source in () if place is None else steps[place]:
-            for chunk in grid.touched(source.footprint):
+            for chunk in grid.touched(source.footprint, mosaic.margin_px):
                 layers.setdefault(chunk, []).append(source)
         for y, x, geobox in chunks:
             held = layers.get((y, x))

@@ -63,6 +63,8 @@ def sample(
     if window is None:
         return None
     pixels = np.ascontiguousarray(read(window))
+    if not pixels.dtype.isnative:  # as netCDF has them
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
     out = np.full(geobox.shape.yx, fill_value, pixels.dtype)
     frame = (*lattice.first, window[0], window[2], *native.shape.yx)
     y, x, rows, columns = lattice.bent

@@ -72,22 +72,21 @@ class BlobSigner:
         """
         bare, _, query = href.partition("?")
         # A signature of somebody else's is good until it is refused.
-        if "sig=" in query and bare not in _REFUSED:
+        if "sig=" in query and href not in _REFUSED:
             return href
         account, container = _container(href)
         token = self._token(account, container)
-        return f"{bare}?{token}" if token else bare
+        return f"{bare}?{token}" if token else href
 
     def renew(self, href: str) -> None:
         """Forget the token of an address, if it is still the one that the address bears."""
-        bare = href.partition("?")[0]
         key = (self.endpoint, *_container(href))
         with _TOKEN_LOCK:
             known = _TOKENS.get(key)
             if known and known[0] and href.endswith(known[0]):
                 del _TOKENS[key]
             else:
-                _REFUSED.add(bare)
+                _REFUSED.add(href)
 
     def _token(self, account: str, container: str) -> str:
         key = (self.endpoint, account, container)
@@ -116,7 +115,7 @@ class BlobSigner:
 
 _TOKENS: dict[tuple[str, str, str], tuple[str, float]] = {}
 _REFUSED: set[str] = set()
-"""Addresses whose own signature was refused."""
+"""Addresses with a signature of their own that was refused."""
 _TOKEN_LOCK = threading.Lock()
 
 

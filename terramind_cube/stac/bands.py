@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from pystac.utils import make_absolute_href
@@ -214,7 +214,10 @@ def _with_radiometry(
             raise ValueError(_uncalibrated(item))
     elif modality.units == "1e-4":
         offset_dn = optical_offset_dn(item, [(band.asset, band.index) for band in bands])
-    nodata = declared_nodata(item, first.asset, first.index)
+    nodata = _common(item, "nodata", {declared_nodata(item, b.asset, b.index) for b in bands})
+    scale = None
+    if modality.dtype == "float32":
+        scale = _common(item, "scale", {linear_scale(item, b.asset, b.index) for b in bands})
     if nodata is None and row is not None and row.collection == item.collection_id:
         nodata = row.nodata
     return ItemBands(
@@ -226,10 +229,21 @@ def _with_radiometry(
         is_linear_power=unit == "linear",
         has_provider_classes=row is not None and row.has_provider_classes,
         nodata=nodata,
-        scale=linear_scale(item, first.asset, first.index) if modality.dtype == "float32" else None,
+        scale=scale,
         scene_classes=_scene_classes(item, row) if modality.name == "S2L2A" else None,
         row=row,
     )
+
+
+def _common(item: pystac.Item, name: str, told: set[Any]) -> Any:
+    """Return what the bands of an item say of themselves, those that say nothing aside."""
+    said = told - {None}
+    if len(said) > 1:
+        raise ValueError(
+            f"The bands of item {item.id!r} differ in {name}: {sorted(said)}. Give them as items "
+            "of their own."
+        )
+    return next(iter(said), None)
 
 
 def _uncalibrated(item: pystac.Item) -> str:
@@ -344,11 +358,12 @@ def _looks_like(item: pystac.Item, modality: Modality, assets: Mapping[str, pyst
 def _is_of_another_mission(item: pystac.Item, modality: Modality) -> bool:
     """Whether an item names a mission that does not make a modality."""
     told = [str(item.properties.get(name) or "") for name in ("constellation", "platform")]
-    mission = "sentinel-1" if modality.units == "dB" else "sentinel-2"
-    names = [name.lower().replace("_", "-") for name in told if name]
+    number = "1" if modality.units == "dB" else "2"
+    names = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in told if name]
+    is_own = any(re.match(rf"s(entinel)?{number}", name) for name in names)
     # Harmonised Landsat and Sentinel data are adjusted to each other.
     is_harmonised = (item.collection_id or "").upper().startswith("HLS")
-    return is_harmonised or bool(names and not any(mission in name for name in names))
+    return is_harmonised or bool(names and not is_own)
 
 
 def _is_raster(key: str, asset: pystac.Asset) -> bool:

@@ -103,6 +103,8 @@ def _declared_offset_dn(item: pystac.Item, asset: str, index: int) -> int | None
         return None  # what a tool writes that knows the file alone
     if offset is None:
         return None if scale is None else 0
+    if scale is None and abs(float(offset)) >= 1:
+        return round(float(offset))  # in digital numbers
     return round(float(offset) / factor)
 
 

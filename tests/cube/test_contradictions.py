@@ -4,6 +4,7 @@ import warnings
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pystac
 import pytest
 import rasterio
 from affine import Affine
@@ -39,7 +40,10 @@ def test_remote_file_is_looked_for_where_its_item_lies(tmp_path):
     item.assets["data"].href = "http://127.0.0.1:9/lost.tif"
     item.properties["proj:code"] = CRS
     data = item.assets["data"].extra_fields
-    for transform in ([10, 0, LEFT + 100_000, 0, -10, TOP], [0, 0, 0, 0, 0, 0]):
+    for transform in (
+        [10, 0, LEFT + 100_000, 0, -10, TOP], [0, 0, 0, 0, 0, 0],
+        [LEFT, 10, 0, TOP, 0, -10], [float("nan"), 0, LEFT, 0, -10, TOP], [1e300, 0, LEFT, 0, -10, TOP],
+    ):  # fmt: skip
         data |= {"proj:shape": [SIZE_PX] * 2, "proj:transform": transform}
         cube = load_cube([item], geobox=grid(), modalities=["S2L2A"], reading=FEW)
         with pytest.raises(AssetError, match="item 'lost'"):
@@ -268,3 +272,33 @@ def test_offset_that_is_left_is_told(tmp_path, small_weights):
     assert "S2L2A_offset_left" not in load_cube(items, modalities=["S2L2A"]).coords
     with warns_user("S2L2A holds digital numbers 1000 above reflectance"):
         kept.terramind.generate(["LULC"], **small_weights, overlap=16)
+
+
+def test_cloud_mask_of_fine_classes_does_not_depend_on_chunks(tmp_path):
+    """Clouds of an item beside a chunk reach into it, also where classes are finer than 20 m."""
+    items = []
+    for name, left, code in (("west", LEFT, 4), ("east", LEFT + 240, 9)):
+        item = s2_item(tmp_path, name, day("2024-05-01"))
+        path = write_tiff(tmp_path / f"{name}_scl.tif", np.full((48, 24), code, "uint8"), left=left)
+        item.add_asset("scl", pystac.Asset(str(path), media_type="image/tiff"))
+        items.append(item)
+    masks = [
+        load_cube(items, geobox=grid(), modalities=["S2L2A"], chunks={"x": width})[
+            "cloud_mask"
+        ].values
+        for width in (-1, 16, 19, 20, 21, 22, 24)
+    ]
+    for mask in masks[1:]:
+        np.testing.assert_array_equal(mask, masks[0])
+    # Centres within 60 m of the first cloudy column, and that column.
+    np.testing.assert_array_equal(masks[0][0, 0], np.arange(48) >= 24 - 6)
+
+
+def test_date_without_classes_is_never_the_best(tmp_path):
+    items = [s2_item(tmp_path, n, day(f"2024-05-0{n}")) for n in "12"]
+    path = write_tiff(tmp_path / "scl.tif", np.full((24, 24), 4, "uint8"), resolution_m=20.0)
+    items[1].add_asset("scl", pystac.Asset(str(path), media_type="image/tiff"))
+    cube = load_cube(items, modalities=["S2L2A"])
+    assert cube.terramind.best_dates(2).dt.day.values.tolist() == [2]
+    with pytest.raises(ValueError, match="clear_fraction along time"):
+        cube.isel(time=0).terramind.best_dates(1)

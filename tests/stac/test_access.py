@@ -103,7 +103,11 @@ def test_blobs_of_others_stay_unsigned(service, monkeypatch):
 
     monkeypatch.setattr(access.requests, "get", lambda *_, **__: Unknown())
     mine = "https://mine.blob.core.windows.net/data/a.tif"
-    assert BlobSigner("https://pc.example/sas")(mine) == mine
+    signer = BlobSigner("https://pc.example/sas")
+    assert signer(mine) == mine
+    # One refused signature says nothing of the next.
+    signer.renew(f"{mine}?sig=old")
+    assert signer(f"{mine}?sig=new") == f"{mine}?sig=new"
 
 
 def test_addresses_have_their_rows():

@@ -124,7 +124,10 @@ def test_landsat_and_harmonised_data_are_not_sentinel():
     assert (
         locate_bands(make("HLSS30.v2.0", S2.bands, None, {"platform": "sentinel-2a"}), S2) is None
     )
-    assert locate_bands(make(None, S2.bands, None, {"platform": "Sentinel-2B"}), S2) is not None
+    for told in ({"platform": "Sentinel-2B"}, {"platform": "S2A"}, {"platform": "Sentinel2A"},
+                 {"constellation": "Sentinel 2"}):  # fmt: skip
+        assert locate_bands(make("scenes", S2.bands, None, told), S2) is not None
+    assert locate_bands(make(None, ("vv", "vh"), None, {"platform": "S1A"}), S1RTC) is not None
 
 
 @pytest.mark.parametrize(
@@ -167,3 +170,16 @@ def test_odd_fill_values_and_empty_alternates_are_let_be():
     found = locate_bands(item, S2)
     assert found.nodata == 0  # the provider's own
     assert found.bands[0].alternate is None
+
+
+def test_offset_in_digital_numbers_needs_no_scale():
+    assert locate_bands(optical({}, {"raster:bands": [{"offset": -1000}]}), S2).offset_dn == -1000
+
+
+def test_bands_of_other_scales_or_fill_values_are_refused():
+    for name, values in (("raster:scale", (1.0, 0.5)), ("nodata", (-5, -9))):
+        item = make("s1rtc", ("vv", "vh"), {"raster:unit": "dB"})
+        for asset, value in zip(item.assets.values(), values, strict=True):
+            asset.extra_fields[name] = value
+        with pytest.raises(ValueError, match=r"bands of item 'item' differ in"):
+            locate_bands(item, S1RTC)
