@@ -122,65 +122,6 @@ def philox_normal(
 
 
 @numba.njit(nogil=True, cache=True)
-def _pick(pixels, nodes, is_bent, frame, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    top, left, first_row, first_column, height, width = frame
-    rows, columns = nodes[0], nodes[1]
-    for y in range(out.shape[0]):
-        j = (y + top) // NODE_PX
-        v = (y + top - j * NODE_PX + 0.5) / NODE_PX
-        for i in range(is_bent.shape[1]):
-            if is_bent[j, i]:
-                continue
-            r0 = rows[j, i] * (1 - v) + rows[j + 1, i] * v
-            r1 = rows[j, i + 1] * (1 - v) + rows[j + 1, i + 1] * v
-            c0 = columns[j, i] * (1 - v) + columns[j + 1, i] * v
-            c1 = columns[j, i + 1] * (1 - v) + columns[j + 1, i + 1] * v
-            start = i * NODE_PX - left
-            for x in range(max(start, 0), min(start + NODE_PX, out.shape[1])):
-                u = (x - start + 0.5) / NODE_PX
-                row, column = r0 * (1 - u) + r1 * u, c0 * (1 - u) + c1 * u
-                if 0 <= row < height and 0 <= column < width:
-                    k, m = int(row) - first_row, int(column) - first_column
-                    if 0 <= k < pixels.shape[0] and 0 <= m < pixels.shape[1]:
-                        out[y, x] = pixels[k, m]
-
-
-def pick(
-    pixels: NDArray[np.generic],
-    nodes: NDArray[np.floating[Any]],
-    is_bent: NDArray[np.bool_],
-    frame: tuple[int, ...],
-    out: NDArray[np.generic],
-) -> None:
-    """Twin of `reference.pick`."""
-    _pick(pixels, nodes, is_bent, frame, out)
-
-
-@numba.njit(nogil=True, cache=True)
-def _blend(pixels, nodes, is_bent, frame, fill, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    top, left, first_row, first_column, height, width = frame
-    rows, columns = nodes[0], nodes[1]
-    for y in range(out.shape[0]):
-        j = (y + top) // NODE_PX
-        v = (y + top - j * NODE_PX + 0.5) / NODE_PX
-        for i in range(is_bent.shape[1]):
-            if is_bent[j, i]:
-                continue
-            r0 = rows[j, i] * (1 - v) + rows[j + 1, i] * v
-            r1 = rows[j, i + 1] * (1 - v) + rows[j + 1, i + 1] * v
-            c0 = columns[j, i] * (1 - v) + columns[j + 1, i] * v
-            c1 = columns[j, i + 1] * (1 - v) + columns[j + 1, i + 1] * v
-            start = i * NODE_PX - left
-            for x in range(max(start, 0), min(start + NODE_PX, out.shape[1])):
-                u = (x - start + 0.5) / NODE_PX
-                row, column = r0 * (1 - u) + r1 * u, c0 * (1 - u) + c1 * u
-                if 0 <= row < height and 0 <= column < width:
-                    out[y, x] = _mean(
-                        pixels, row - 0.5 - first_row, column - 0.5 - first_column, fill
-                    )
-
-
-@numba.njit(nogil=True, cache=True)
 def _mean(pixels, row, column, fill):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     j, i = int(np.floor(row)), int(np.floor(column))
     down, across = row - j, column - i
@@ -197,10 +138,44 @@ def _mean(pixels, row, column, fill):  # type: ignore[no-untyped-def]  # noqa: A
 
 
 @numba.njit(nogil=True, cache=True)
-def _round(means, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _sample(pixels, nodes, is_bent, frame, fill, is_mean, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    top, left, first_row, first_column, height, width = frame
+    rows, columns = nodes[0], nodes[1]
     for y in range(out.shape[0]):
-        for x in range(out.shape[1]):
-            out[y, x] = np.rint(means[y, x])
+        j = (y + top) // NODE_PX
+        v = (y + top - j * NODE_PX + 0.5) / NODE_PX
+        for i in range(is_bent.shape[1]):
+            if is_bent[j, i]:
+                continue
+            r0 = rows[j, i] * (1 - v) + rows[j + 1, i] * v
+            r1 = rows[j, i + 1] * (1 - v) + rows[j + 1, i + 1] * v
+            c0 = columns[j, i] * (1 - v) + columns[j + 1, i] * v
+            c1 = columns[j, i + 1] * (1 - v) + columns[j + 1, i + 1] * v
+            start = i * NODE_PX - left
+            for x in range(max(start, 0), min(start + NODE_PX, out.shape[1])):
+                u = (x - start + 0.5) / NODE_PX
+                row, column = r0 * (1 - u) + r1 * u, c0 * (1 - u) + c1 * u
+                if not (0 <= row < height and 0 <= column < width):
+                    continue
+                if is_mean:
+                    out[y, x] = _mean(
+                        pixels, row - 0.5 - first_row, column - 0.5 - first_column, fill
+                    )
+                    continue
+                k, m = int(row) - first_row, int(column) - first_column
+                if 0 <= k < pixels.shape[0] and 0 <= m < pixels.shape[1]:
+                    out[y, x] = pixels[k, m]
+
+
+def pick(
+    pixels: NDArray[np.generic],
+    nodes: NDArray[np.floating[Any]],
+    is_bent: NDArray[np.bool_],
+    frame: tuple[int, ...],
+    out: NDArray[np.generic],
+) -> None:
+    """Twin of `reference.pick`."""
+    _sample(pixels, nodes, is_bent, frame, 0.0, False, out)
 
 
 def blend(
@@ -212,9 +187,8 @@ def blend(
     out: NDArray[np.generic],
 ) -> None:
     """Twin of `reference.blend`."""
-    if out.dtype.kind == "f":
-        _blend(pixels, nodes, is_bent, frame, float(fill), out)
-        return
-    means = out.astype(np.float64)
-    _blend(pixels, nodes, is_bent, frame, float(fill), means)
-    _round(means, out)
+    means = out if out.dtype.kind == "f" else out.astype(np.float64)
+    _sample(pixels, nodes, is_bent, frame, float(fill), True, means)
+    if means is not out:
+        np.rint(means, out=means)
+        out[...] = means
