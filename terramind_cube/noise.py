@@ -12,13 +12,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from terramind_cube.kernels import cpu
+from terramind_cube import kernels
+from terramind_cube.kernels.dispatch import hold, output_array
 from terramind_cube.kernels.reference import philox
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
     from numpy.typing import NDArray
 
-__all__ = ["NoiseStream", "normal_image", "uniform_cells"]
+    from terramind_cube.kernels.dispatch import Array
+
+    Cells: TypeAlias = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+__all__ = ["NoiseStream", "normal_batch", "uniform_batch"]
 
 _WORD = 0xFFFFFFFF
 
@@ -62,50 +70,72 @@ class NoiseStream:
         return int(mixed[0][0]), int(mixed[1][0])
 
 
-def uniform_cells(
-    stream: NoiseStream,
-    rows: NDArray[np.int64],
-    cols: NDArray[np.int64],
-    out: NDArray[np.float32],
-    places: NDArray[np.int64] | None = None,
+def uniform_batch(
+    stream: NoiseStream, cells: Cells, out: Array, places: NDArray[np.int64] | None = None
 ) -> None:
-    """Fill `out` with uniform numbers in (0, 1) for a grid of world cells.
+    """Fill `out` with uniform numbers in (0, 1) for the world cells of a batch of grids.
 
     Parameters
     ----------
     stream : NoiseStream
-    rows, cols : numpy.ndarray, int64
-        World cells of the grid's rows (h) and columns (w).
-    out : numpy.ndarray, float32, shape (h * w, count)
-        Row-major over the grid.
-    places : numpy.ndarray, int64, shape (n,), optional
-        Row-major places of some cells, in place of all of them; `out` is then (n, count).
+    cells : sequence of (rows, cols)
+        For each grid the world cells of its rows (h) and columns (w), int64; all of one shape.
+    out : numpy.ndarray, torch.Tensor or cupy.ndarray, float32, shape (B, h * w, count)
+        Row-major over each grid.
+    places : numpy.ndarray, int64, shape (B, n), optional
+        Row-major places of some cells of each grid, in place of all of them; `out` is then
+        (B, n, count).
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit.
     """
-    grid_rows, grid_cols = np.repeat(rows, len(cols)), np.tile(cols, len(rows))
+    rows, cols = _grids(cells)
     if places is not None:
-        grid_rows, grid_cols = grid_rows[places], grid_cols[places]
-    cpu.philox_uniform(stream.key(), grid_rows, grid_cols, out)
+        if places.ndim != 2 or len(places) != len(rows):
+            raise ValueError(f"places: expected shape ({len(rows)}, n), got {places.shape}.")
+        rows, cols = (np.take_along_axis(axis, places, axis=1) for axis in (rows, cols))
+    if tuple(out.shape[:-1]) != rows.shape:
+        raise ValueError(f"out: expected shape {(*rows.shape, 'count')}, got {tuple(out.shape)}.")
+    kernels.philox_uniform(stream.key(), rows.ravel(), cols.ravel(), out)
 
 
-def normal_image(
-    stream: NoiseStream,
-    rows: NDArray[np.int64],
-    cols: NDArray[np.int64],
-    out: NDArray[np.float32],
-) -> None:
-    """Fill an image with standard normal numbers that depend on the world cell of each pixel.
+def normal_batch(stream: NoiseStream, cells: Cells, out: Array) -> None:
+    """Fill images with standard normal numbers that depend on the world cell of each pixel.
 
     Parameters
     ----------
     stream : NoiseStream
-    rows, cols : numpy.ndarray, int64
-        World cells of the image's rows (h) and columns (w) of patches.
-    out : numpy.ndarray, float32, shape (C, h * patch, w * patch)
+    cells : sequence of (rows, cols)
+        For each image the world cells of its rows (h) and columns (w) of patches, int64; all of one
+        shape.
+    out : numpy.ndarray, torch.Tensor or cupy.ndarray, float32, shape (B, C, h * patch, w * patch)
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit.
     """
-    shape = (len(rows), len(cols))
-    channels, patch = out.shape[0], out.shape[1] // len(rows)
-    grid_rows, grid_cols = np.repeat(rows, len(cols)), np.tile(cols, len(rows))
-    numbers = np.empty((shape[0] * shape[1], channels * patch * patch), np.float32)
-    cpu.philox_normal(stream.key(), grid_rows, grid_cols, numbers)
-    cells = numbers.reshape(*shape, channels, patch, patch)
-    out[:] = cells.transpose(2, 0, 3, 1, 4).reshape(out.shape)
+    rows, cols = _grids(cells)
+    (batch, count), (height, width) = rows.shape, (len(axis) for axis in cells[0])
+    channels, patch = out.shape[1], out.shape[2] // height
+    images = hold(out, "out")
+    output_array(out, "out", (batch, channels, height * patch, width * patch), ("float32",), images)
+    # A cell's numbers lie together: band by band, row by row.
+    numbers = hold(images.empty((batch, count, channels * patch * patch), "float32"), "numbers")
+    kernels.philox_normal(stream.key(), rows.ravel(), cols.ravel(), numbers.array)
+    patches = numbers.merged(batch, height, width, channels, patch, patch)
+    target = images.merged_out(batch, channels, height, patch, width, patch)
+    # NumPy and torch have no other way to permute axes in common.
+    target[...] = patches.swapaxes(1, 3).swapaxes(2, 3).swapaxes(3, 4)
+
+
+def _grids(cells: Cells) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the world rows and columns of every cell, (B, h * w) each."""
+    shapes = {(len(rows), len(cols)) for rows, cols in cells}
+    if len(shapes) != 1:
+        raise ValueError(f"cells: expected grids of one shape, got {sorted(shapes)}.")
+    rows = np.stack([np.repeat(rows, len(cols)) for rows, cols in cells])
+    cols = np.stack([np.tile(cols, len(rows)) for rows, cols in cells])
+    return rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)

@@ -6,16 +6,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from terramind_cube.kernels import reference
-from terramind_cube.noise import NoiseStream, normal_image, uniform_cells
+from terramind_cube.noise import NoiseStream, normal_batch, uniform_batch
 
 STREAM = NoiseStream(seed=7, modality="LULC", time=1_700_000_000_000_000_000)
 
 
 def field(stream, rows, cols, count=8):
     out = np.empty((len(rows) * len(cols), count), np.float32)
-    uniform_cells(stream, np.asarray(rows), np.asarray(cols), out)
+    uniform_batch(stream, [(np.asarray(rows), np.asarray(cols))], out[None])
     return out.reshape(len(rows), len(cols), count)
 
 
@@ -63,18 +64,18 @@ def test_some_cells_have_the_numbers_that_they_have_among_all(places):
     rows, cols = np.arange(-2, 1), np.arange(7, 11)
     whole = field(STREAM, rows, cols).reshape(12, -1)
     out = np.full((len(places), 8), np.nan, np.float32)
-    uniform_cells(STREAM, rows, cols, out, np.array(places))
+    uniform_batch(STREAM, [(rows, cols)], out[None], np.array(places)[None])
     np.testing.assert_array_equal(out, whole[places])
 
 
 def test_no_cells_are_no_numbers():
-    out = np.empty((0, 8), np.float32)
-    uniform_cells(STREAM, np.arange(3), np.arange(4), out, np.array([], np.int64))
+    out = np.empty((1, 0, 8), np.float32)
+    uniform_batch(STREAM, [(np.arange(3), np.arange(4))], out, np.empty((1, 0), np.int64))
 
 
 def image(rows, cols, bands=2, patch=16, stream=STREAM):
     out = np.full((bands, len(rows) * patch, len(cols) * patch), np.nan, np.float32)
-    normal_image(stream, np.asarray(rows), np.asarray(cols), out)
+    normal_batch(stream, [(np.asarray(rows), np.asarray(cols))], out[None])
     return out
 
 
@@ -124,3 +125,62 @@ def test_images_are_standard_normal_and_white():
 def test_other_streams_give_other_images(change):
     other = image([0], [0], stream=dataclasses.replace(STREAM, **change))
     assert abs(np.corrcoef(other.ravel(), image([0], [0]).ravel())[0, 1]) < 0.2
+
+
+CELLS = [(np.arange(2), np.arange(3)), (np.arange(7, 9), np.arange(-9, -6))]
+
+
+@pytest.mark.parametrize("places", [None, np.array([[5, 0, 1], [2, 2, 4]])])
+def test_a_batch_has_the_numbers_of_its_grids(places):
+    count = 6 if places is None else 3
+    out = np.full((2, count, 5), np.nan, np.float32)
+    uniform_batch(STREAM, CELLS, out, places)
+    for slot, cells in enumerate(CELLS):
+        whole = field(STREAM, *cells, 5).reshape(6, 5)
+        expected = whole if places is None else whole[places[slot]]
+        np.testing.assert_array_equal(out[slot], expected)
+
+
+def test_a_batch_has_the_images_of_its_grids():
+    out = np.full((2, 3, 8, 12), np.nan, np.float32)
+    normal_batch(STREAM, CELLS, out)
+    for slot, cells in enumerate(CELLS):
+        np.testing.assert_array_equal(out[slot], image(*cells, bands=3, patch=4))
+
+
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_tensors_and_strided_arrays_are_filled_alike(is_inference):
+    arrays = np.empty((2, 6, 5), np.float32), np.empty((2, 3, 8, 12), np.float32)
+    fills = [(uniform_batch, array) for array in arrays[:1]] + [(normal_batch, arrays[1])]
+    for fill, array in fills:
+        fill(STREAM, CELLS, array)
+        with torch.inference_mode(is_inference):
+            tensor = torch.empty(array.shape)
+            fill(STREAM, CELLS, tensor)
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        strided = np.full((*array.shape, 2), np.nan, np.float32)
+        fill(STREAM, CELLS, strided[..., 0])
+        np.testing.assert_array_equal(strided[..., 0], array)
+        assert np.isnan(strided[..., 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("fill", "shape", "places", "message"),
+    [
+        (uniform_batch, (2, 5, 4), None, r"out: expected shape \(2, 6"),
+        (uniform_batch, (2, 6, 4), np.zeros((1, 6), np.int64), r"places: expected shape \(2, n"),
+        (normal_batch, (2, 3, 8, 11), None, "out: expected float32"),
+        (normal_batch, (1, 3, 8, 12), None, "out: expected float32"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(fill, shape, places, message):
+    out = np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match=message):
+        fill(STREAM, CELLS, out, *(() if places is None else (places,)))
+    assert not out.any()
+
+
+def test_grids_of_several_shapes_are_refused():
+    cells = [CELLS[0], (np.arange(2), np.arange(4))]
+    with pytest.raises(ValueError, match=r"cells: expected grids of one shape"):
+        uniform_batch(STREAM, cells, np.zeros((2, 6, 4), np.float32))

@@ -14,7 +14,7 @@ from shapely.geometry import mapping
 
 import terramind_cube as tc
 from terramind_cube.grid import TileGrid
-from terramind_cube.noise import NoiseStream, normal_image
+from terramind_cube.noise import NoiseStream, normal_batch
 from terramind_cube.testing import assert_lazy
 
 TILES = ("282D_485L_3_3", "433D_629L_3_1", "609U_541L_3_0")
@@ -73,9 +73,9 @@ def test_generated_land_cover_equals_the_reference(inputs, terramesh, seeded_che
 def start_of(geobox, time, name, channels):
     """Where a diffusion decoder starts on a tile: numbers of its world cells."""
     grid = TileGrid.over(geobox, tile_px=224, patch_px=16, overlap_px=0)
-    noise = np.empty((channels, 224, 224), np.float32)
-    normal_image(NoiseStream(0, f"{name}/image", time), *grid.cells((0, 0)), noise)
-    return torch.from_numpy(noise)[None]
+    noise = torch.empty((1, channels, 224, 224))
+    normal_batch(NoiseStream(0, f"{name}/image", time), [grid.cells((0, 0))], noise)
+    return noise
 
 
 @pytest.mark.slow

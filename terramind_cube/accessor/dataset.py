@@ -326,6 +326,40 @@ class TerraMindAccessor(CubeView):
         layout = room.read_layout(cube, names, bands=bands, further=new_modalities)
         return room.map_plan(layout, room.plan_embedding(layout, options))[room.EMBEDDING]
 
+    def normalize(
+        self,
+        modalities: Sequence[str] | None = None,
+        *,
+        model: str = "terramind_nano",
+        weights: Weights | None = None,
+        dtype: Literal["float32"] = "float32",
+        bands: Mapping[str, Sequence[str]] | None = None,
+    ) -> xr.Dataset:
+        """Return the pixels of the cube as the model sees them: standardised, nodata 0.
+
+        Parameters
+        ----------
+        modalities : sequence of str, optional
+            Continuous rasters of the cube; by default every one whose pixels TerraMind takes.
+        model, weights, bands
+            Whose means and standard deviations to take, and which bands of a modality.
+        dtype : "float32"
+            Datasets hold no bfloat16; `terramind_cube.kernels.normalize` gives tensors of it.
+
+        Returns
+        -------
+        xarray.Dataset
+            float32 ``(x - mean) / std`` on the cube's coordinates; 0, the mean, in every band where
+            any is nodata or not finite. Of a lazy cube lazy, in its chunks but with all bands in
+            one, on their device; of one in memory, in memory. Errors are those of `generate`.
+        """
+        from terramind_cube import inference as room
+        from terramind_cube.inference.standardize import check_standardized, standardize_layers
+
+        names, cube = check_standardized(modalities, dtype), self._cube
+        layout = room.read_layout(cube, names, bands=bands)
+        return standardize_layers(layout, room.WeightsChoice(model, weights), cube)
+
     def tokenize(  # noqa: PLR0913  # the public surface
         self,
         modalities: Sequence[str],

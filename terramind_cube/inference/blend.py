@@ -6,18 +6,22 @@ that its bytes do not depend on how an area is cut.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from terramind_cube import kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from terramind_cube.grid import Region
 
-    Settle = Callable[[slice, NDArray[np.float32]], None]
+    Settle = Callable[[slice, Tensor], None]
 
 __all__ = ["Blend", "tile_weights"]
 
@@ -39,15 +43,15 @@ def tile_weights(tile: int, overlap: int) -> NDArray[np.float32]:
 class Blend:
     """Weighted means of overlapping tiles over a region, in pixels or in cells.
 
-    Sums are kept only for the rows that tiles still to come can reach; a row that is complete is
-    handed on.
+    Sums are kept only for the rows that tiles still to come can reach, in a ring; a row that is
+    complete is handed on.
 
     Parameters
     ----------
     region : Region
         What is filled.
-    weights : numpy.ndarray, float32, shape (tile, tile)
-        Of a tile, see `tile_weights`.
+    weights : torch.Tensor, float32, shape (tile, tile)
+        Of a tile, see `tile_weights`, on the device of the values.
     shape : tuple of int
         Leading axes of the values.
     settle : callable
@@ -56,43 +60,43 @@ class Blend:
     """
 
     def __init__(
-        self, region: Region, weights: NDArray[np.float32], shape: tuple[int, ...], settle: Settle
+        self, region: Region, weights: Tensor, shape: tuple[int, ...], settle: Settle
     ) -> None:
         self.region = region
         self.weights = weights
         self.tile = len(weights)
+        self.shape = shape
         width = region.shape[1]
         self._settle = settle
-        self._sum = np.zeros((*shape, self.tile, width), np.float32)
-        self._weight = np.zeros((self.tile, width), np.float32)
+        self._sum = weights.new_zeros((math.prod(shape), self.tile, width))
+        self._weight = weights.new_zeros((self.tile, width))
         self._top = region.y0
 
-    def add(self, tile: tuple[int, int], values: NDArray[np.float32]) -> None:
+    def add(self, tile: tuple[int, int], values: Tensor) -> None:
         """Add the values (*shape, tile, tile) of a tile at (y, x). Tiles come row by row."""
         y, x = tile
         self._advance(max(y, self.region.y0))
         y0, y1 = max(y, self._top), min(y + self.tile, self.region.y1)
         x0, x1 = max(x, self.region.x0), min(x + self.tile, self.region.x1)
-        inside = (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
-        left = self.region.x0
-        target = (slice(y0 - self._top, y1 - self._top), slice(x0 - left, x1 - left))
-        weight = self.weights[inside]
-        self._sum[(..., *target)] += values[(..., *inside)] * weight
-        self._weight[target] += weight
+        target = (y0 - self.region.y0, x0 - self.region.x0)
+        if y0 < y1 and x0 < x1:
+            kernels.blend_accumulate(
+                values.reshape(-1, self.tile, self.tile).contiguous(),
+                self.weights,
+                (y0 - y, x0 - x, *target, y1 - y0, x1 - x0),
+                self._sum,
+                self._weight,
+            )
 
     def finish(self) -> None:
         """Hand on the rows that are left."""
         self._advance(self.region.y1)
 
     def _advance(self, top: int) -> None:
-        """Settle the rows above `top` and make room for as many below."""
+        """Settle the rows above `top`, whose places in the ring become free."""
         while (rows := min(top - self._top, self.tile)) > 0:
             first = self._top - self.region.y0
-            with np.errstate(invalid="ignore"):
-                mean = self._sum[..., :rows, :] / self._weight[:rows]
-            self._settle(slice(first, first + rows), mean)
-            rest = self.tile - rows
-            for array in (self._sum, self._weight):
-                array[..., :rest, :] = array[..., rows:, :].copy()
-                array[..., rest:, :] = 0
+            mean = self._sum.new_empty((len(self._sum), rows, self._sum.shape[-1]))
+            kernels.blend_finish(self._sum, self._weight, first, mean)
+            self._settle(slice(first, first + rows), mean.unflatten(0, self.shape))
             self._top += rows

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from terramind_cube.inference.blend import tile_weights
 from terramind_cube.inference.collect import FirstCells, raster_collector
 from terramind_cube.inference.generate import (
     Diffusion,
@@ -127,9 +126,10 @@ class Embedding(TilePlan):
         feature = Axis("feature", width)
         return (OutputVariable(EMBEDDING, "cells", "float32", (*axes, feature), dims, attrs),)
 
-    def collectors(self, region: Region) -> dict[str, Collector]:
+    def collectors(self, region: Region, masks: Sequence[Tensor]) -> dict[str, Collector]:
         """Return the one collector."""
-        return {EMBEDDING: FirstCells(self.variables()[0], region, self.grid.y.patch_px)}
+        is_valid, patch_px = self.place(region, masks).is_valid, self.grid.y.patch_px
+        return {EMBEDDING: FirstCells(self.variables()[0], region, is_valid, patch_px)}
 
     def run(self, loaded: LoadedModel, batch: Batch) -> Iterator[TileValues]:
         """Encode a batch."""
@@ -156,7 +156,7 @@ class Embedding(TilePlan):
         elif self.merge == "concat":
             features = features.transpose(2, 3).flatten(3)  # (B, layers, N, count * D)
         grid = (embedded.rows, embedded.cols)
-        values = features.transpose(-1, -2).unflatten(-1, grid).float().cpu().numpy()
+        values = features.transpose(-1, -2).unflatten(-1, grid).float()
         for slot in range(len(batch.tiles)):
             yield {EMBEDDING: values[slot] if self.has_layer_axis else values[slot, 0]}
 
@@ -287,22 +287,19 @@ class Tokenization(TilePlan):
             for layer in self.inputs
         )
 
-    def collectors(self, region: Region) -> dict[str, Collector]:
-        """Return one collector per input."""
+    def collectors(self, region: Region, masks: Sequence[Tensor]) -> dict[str, Collector]:
+        """Return one collector per input, known where the input itself is."""
         patch_px = self.grid.y.patch_px
-        return {row.name: FirstCells(row, region, patch_px) for row in self.variables()}
-
-    def sources_of(self, collector: str) -> tuple[int, ...]:
-        """Return the input itself."""
-        names = [row.name for row in self.variables()]
-        return (names.index(collector),)
+        return {
+            row.name: FirstCells(row, region, mask, patch_px)
+            for row, mask in zip(self.variables(), masks, strict=True)
+        }
 
     def run(self, loaded: LoadedModel, batch: Batch) -> Iterator[TileValues]:
         """Tokenize a batch."""
-        images = batch.buffers.images(loaded)
         ids = {
-            f"{name}_tokens": loaded.tokenizers[name].tokenize(image).cpu().numpy()
-            for name, image in images.items()
+            f"{name}_tokens": loaded.tokenizers[name].tokenize(image)
+            for name, image in batch.buffers.images().items()
         }
         for slot in range(len(batch.tiles)):
             yield {name: values[slot] for name, values in ids.items()}
@@ -331,33 +328,28 @@ class Reconstruction(TilePlan):
             rows += image_variables(MODALITIES[layer.modality], Ensemble())
         return tuple(rows)
 
-    def collectors(self, region: Region) -> dict[str, Collector]:
-        """Return one collector per input."""
-        place = (region, tile_weights(self.grid.y.tile_px, self.grid.y.overlap_px))
+    def collectors(self, region: Region, masks: Sequence[Tensor]) -> dict[str, Collector]:
+        """Return one collector per input, known where the input itself is."""
         found: dict[str, Collector] = {}
-        for layer, statistics in zip(self.inputs, self.statistics, strict=True):
+        for layer, statistics, mask in zip(self.inputs, self.statistics, masks, strict=True):
             found[layer.modality] = raster_collector(
                 MODALITIES[layer.modality],
                 statistics,
                 Ensemble(),
-                place,
+                self.place(region, (mask,)),
                 is_bounded=self.diffusion.clamp == "physical",
             )
         return found
-
-    def sources_of(self, collector: str) -> tuple[int, ...]:
-        """Return the input itself."""
-        return ([layer.modality for layer in self.inputs].index(collector),)
 
     def run(self, loaded: LoadedModel, batch: Batch) -> Iterator[TileValues]:
         """Tokenize and decode a batch."""
         cells = [self.grid.cells(tile) for tile in batch.slots]
         found = {}
-        for name, image in batch.buffers.images(loaded).items():
+        for name, image in batch.buffers.images().items():
             tokenizer = loaded.tokenizers[name]
             codes = tokenizer.quantizer.dequantize(tokenizer.tokenize(image))
             stream = NoiseStream(self.seed, f"{name}/image", batch.time)
-            noise = image_noise(tokenizer, stream, cells)
+            noise = image_noise(tokenizer, stream, cells, codes.device)
             found[name] = decode_image(tokenizer, codes, self.diffusion, noise)
         for slot in range(len(batch.tiles)):
             yield {name: values[slot][None] for name, values in found.items()}

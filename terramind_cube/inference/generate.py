@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
-from terramind_cube.inference.blend import tile_weights
 from terramind_cube.inference.collect import CellMean, TileTable, raster_collector
 from terramind_cube.inference.plan import Cut, TilePlan, check_outputs, plan_inputs, read_as_tokens
 from terramind_cube.inference.runtime import Compute, Needs, WeightsChoice, choose_model
@@ -36,7 +35,6 @@ from terramind_cube.noise import NoiseStream
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from terramind_cube.cube.layout import CubeLayout
@@ -187,10 +185,9 @@ class Generation(TilePlan):
         )
         return 3 * 4 * self.ensemble.samples * bands
 
-    def collectors(self, region: Region) -> dict[str, Collector]:
+    def collectors(self, region: Region, masks: Sequence[Tensor]) -> dict[str, Collector]:
         """Return a collector per output, and one per token confidence."""
-        grid = self.grid
-        place = (region, tile_weights(grid.y.tile_px, grid.y.overlap_px))
+        grid, place = self.grid, self.place(region, masks)
         found: dict[str, Collector] = {}
         for target in self.targets:
             modality = find_modality(target.name)
@@ -209,7 +206,7 @@ class Generation(TilePlan):
             )
             if self.has_token_confidence:
                 row = confidence_variable(target.name)
-                found[row.name] = CellMean(row, region, grid, self.ensemble)
+                found[row.name] = CellMean(row, place, grid, self.ensemble)
         return found
 
     def run(self, loaded: LoadedModel, batch: Batch) -> Iterator[TileValues]:
@@ -220,7 +217,7 @@ class Generation(TilePlan):
         }
         conditions = Conditions.of_inputs(loaded.model, inputs, self.guidance)
         conditions.keeps_logits = self.ensemble.samples > 1
-        found: dict[str, list[NDArray[Any]]] = {}
+        found: dict[str, list[Any]] = {}
         for sample in range(self.ensemble.samples):
             run = Sample(self, loaded, batch, sample)
             for name, values in run.generate(conditions):
@@ -230,7 +227,7 @@ class Generation(TilePlan):
                 # Coordinates are a distribution already; of captions the first sample is kept.
                 name: samples[0][slot]
                 if find_modality(name.partition("_")[0]).kind == "sequence"
-                else np.stack([sample[slot] for sample in samples])
+                else torch.stack([sample[slot] for sample in samples])
                 for name, samples in found.items()
             }
 

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 
     Tile = tuple[int, int]
 
-__all__ = ["generated_regions", "map_plan", "read_fingerprint"]
+__all__ = ["generated_regions", "map_plan", "read_fingerprint", "runs_model"]
 
 RUN_ATTRIBUTE = "terramind_run"
+GROUP_PREFIX = "terramind-"
 Slices = tuple[slice, ...]
 
 
@@ -63,7 +64,8 @@ class Window:
         if len(chunks) == 1:
             part = chunks[0][self.parts[0][0]]
             return part[0] if part.ndim > len(self.shape) else part
-        window = np.empty(self.shape, self.dtype)
+        # Like the chunks: those of CuPy stay on their device.
+        window = np.empty_like(chunks[0], dtype=self.dtype, shape=self.shape)
         for chunk, (source, target) in zip(chunks, self.parts, strict=True):
             part = chunk[source]
             window[target] = part[0] if part.ndim > window.ndim else part
@@ -86,7 +88,7 @@ def map_plan(layout: CubeLayout, plan: TilePlan) -> xr.Dataset:
     """
     arrays = [_as_dask(layer.data) for layer in layout.layers]
     times = [0] if layout.times is None else layout.times.astype(np.int64).tolist()
-    name = f"terramind-{tokenize(plan, times, [array.name for array in arrays])}"
+    name = f"{GROUP_PREFIX}{tokenize(plan, times, [array.name for array in arrays])}"
     tasks: dict[Any, Task] = {}
     for t, time in enumerate(times):
         for group, region in enumerate(plan.groups()):
@@ -104,6 +106,12 @@ def map_plan(layout: CubeLayout, plan: TilePlan) -> xr.Dataset:
     if layout.times is not None:
         result = result.assign_coords(time=layout.times)
     return _described(result, layout, plan)
+
+
+def runs_model(key: object) -> bool:
+    """Return whether a task's key is that of a tile group: of those alone, the model is run."""
+    name = key[0] if isinstance(key, tuple) and key else None
+    return isinstance(name, str) and name.startswith(GROUP_PREFIX)
 
 
 def read_fingerprint(result: xr.Dataset) -> dict[str, Any]:
@@ -174,7 +182,7 @@ def _as_dask(data: xr.DataArray) -> da.Array:
     """
     if isinstance(data.data, da.Array):
         return data.data
-    values = data.values
+    values = data.data
     name = f"cube-{tokenize(values)}"
     sides = (*(1 for _ in values.shape[:-3]), -1, GROUP_PX, GROUP_PX)
     chunks = normalize_chunks(sides, values.shape)
@@ -187,6 +195,19 @@ def _as_dask(data: xr.DataArray) -> da.Array:
     return da.Array(tasks, name, chunks, dtype=values.dtype)
 
 
+class _GroupTask(Task):
+    """A task that no optimisation fuses with others, which would hide its key and hold its device.
+
+    Of a single variable with one chunk per group, reading, computing and cutting would become one.
+    """
+
+    __slots__ = ()
+
+    @property
+    def block_fusion(self) -> bool:
+        return True
+
+
 def _group_task(
     key: tuple[object, ...],
     plan: TilePlan,
@@ -196,7 +217,7 @@ def _group_task(
 ) -> Task:
     chunks = List(*(List(*references) for _, references in windows))
     recipes = tuple(window for window, _ in windows)
-    return Task(key, _compute_group, plan, region, time, recipes, chunks)
+    return _GroupTask(key, _compute_group, plan, region, time, recipes, chunks)
 
 
 def _compute_group(

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from terramind_cube.grid import Region, TileGrid, regions
-from terramind_cube.inference.sources import InputLayer
+from terramind_cube.inference.blend import tile_weights
+from terramind_cube.inference.collect import Place
+from terramind_cube.inference.sources import InputLayer, TileShape
 from terramind_cube.modalities import MODALITIES, find_modality
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
+    from torch import Tensor
 
     from terramind_cube.cube.layout import CubeLayout
     from terramind_cube.inference.collect import Collector
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from terramind_cube.model.variants import ModelDescription
 
     Tile = tuple[int, int]
-    TileValues = dict[str, NDArray[Any]]
+    TileValues = dict[str, Any]
 
 __all__ = [
     "Batch",
@@ -175,17 +177,26 @@ class TilePlan(ABC):
         """Return what the result consists of."""
 
     @abstractmethod
-    def collectors(self, region: Region) -> dict[str, Collector]:
-        """Return what puts a region together, by the names of what `run` yields."""
+    def collectors(self, region: Region, masks: Sequence[Tensor]) -> dict[str, Collector]:
+        """Return what puts a region together, by the names of what `run` yields.
+
+        `masks` says where each input knows the region's pixels.
+        """
 
     @abstractmethod
     def run(self, loaded: LoadedModel, batch: Batch) -> Iterator[TileValues]:
         """Compute a batch; yield for each tile its values by collector."""
 
-    def sources_of(self, collector: str) -> tuple[int, ...]:
-        """Return the inputs that decide where a collector's values are known."""
-        del collector
-        return tuple(range(len(self.inputs)))
+    def tile_shape(self) -> TileShape:
+        """Return the sizes and the dtype of what the model sees."""
+        axis = self.grid.y
+        return TileShape(axis.tile_px, axis.patch_px, self.spec.compute.precision)
+
+    def place(self, region: Region, masks: Sequence[Tensor]) -> Place:
+        """Return where rasters that are known where any of the masks is are put together."""
+        axis, is_valid = self.grid.y, torch.stack(list(masks)).any(dim=0)
+        weights = torch.from_numpy(tile_weights(axis.tile_px, axis.overlap_px))
+        return Place(region, weights.to(is_valid.device), is_valid)
 
     def settings(self) -> dict[str, Any]:
         """Return the choices that decide the values, as JSON values."""

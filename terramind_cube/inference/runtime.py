@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -95,7 +95,7 @@ class Compute:
     """
 
     device: str
-    precision: Precision
+    precision: Literal["float32", "bfloat16"]
     batch: int
     threads: int
 
@@ -122,11 +122,11 @@ class Compute:
             raise ValueError(f"device {chosen!r}: torch sees no CUDA device; use device='cpu'.")
         # Resolved once: workers of other kinds must not choose for themselves, nor a resumed run.
         is_half = choose_dtype(precision, torch.device(chosen)) == torch.bfloat16
-        precision = "bfloat16" if is_half else "float32"
+        resolved: Literal["float32", "bfloat16"] = "bfloat16" if is_half else "float32"
         threads = torch.get_num_threads() if threads is None else threads
         if threads < 1 or (batch is not None and batch < 1):
             raise ValueError(f"compute_batch={batch} and threads={threads} must be at least 1.")
-        return cls(chosen, precision, COMPUTE_BATCH[kind] if batch is None else batch, threads)
+        return cls(chosen, resolved, COMPUTE_BATCH[kind] if batch is None else batch, threads)
 
 
 @dataclass(frozen=True)

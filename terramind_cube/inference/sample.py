@@ -13,7 +13,7 @@ from terramind_cube.modalities import CAPTIONS, MODALITIES
 from terramind_cube.model.decoding import generate_grid
 from terramind_cube.model.quantizer import FiniteScalarQuantizer
 from terramind_cube.model.sequences import generate_sequence, rank_coordinates
-from terramind_cube.noise import NoiseStream, normal_image, uniform_cells
+from terramind_cube.noise import NoiseStream, normal_batch, uniform_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,15 +46,13 @@ class Sample:
         self.plan, self.loaded, self.batch, self.sample = plan, loaded, batch, sample
         self.cells = [plan.grid.cells(tile) for tile in batch.slots]
 
-    def generate(self, conditions: Conditions) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Yield the values of each collector, (B, ...)."""
+    def generate(self, conditions: Conditions) -> Iterator[tuple[str, Any]]:
+        """Yield the values of each collector, (B, ...): tensors, of sequences NumPy arrays."""
         for target, _, values in self.steps(conditions):
             if target.is_decoded:
                 yield from values.items()
 
-    def steps(
-        self, conditions: Conditions
-    ) -> Iterator[tuple[Target, Tensor, dict[str, NDArray[Any]]]]:
+    def steps(self, conditions: Conditions) -> Iterator[tuple[Target, Tensor, dict[str, Any]]]:
         """Yield each target with its token ids and, if it is decoded, its values."""
         for target in self.plan.targets:
             if not target.levels and self.sample and not target.conditions:
@@ -73,16 +71,16 @@ class Sample:
                 if target.is_decoded:
                     found[target.name] = self._decode(target, grid.codes)
                 if target.is_decoded and self.plan.has_token_confidence:
-                    found[f"{target.name}_token_confidence"] = grid.confidence.cpu().numpy()
+                    found[f"{target.name}_token_confidence"] = grid.confidence
                 yield target, ids, found
             if target.conditions:
                 conditions = conditions.joined(conditions.model.embed({target.name: ids}))
 
-    def _decode(self, target: Target, codes: Tensor) -> NDArray[np.float32]:
+    def _decode(self, target: Target, codes: Tensor) -> Tensor:
         """Return standardised images, or class probabilities, (B, C, H, W)."""
         how = self.plan.diffusion
         stream = self.plan.stream(f"{target.name}/image", self.batch.time, self.sample)
-        noise = image_noise(self.loaded.tokenizers[target.name], stream, self.cells)
+        noise = image_noise(self.loaded.tokenizers[target.name], stream, self.cells, codes.device)
         return decode_image(self.loaded.tokenizers[target.name], codes, how, noise)
 
     def _captions(self, conditions: Conditions) -> tuple[NDArray[np.object_], Tensor]:
@@ -90,11 +88,10 @@ class Sample:
         words: Any = self.loaded.vocabularies[CAPTIONS.name]
 
         def draw(step: int, width: int) -> Tensor:
-            out = np.empty((len(self.cells), 1, width), np.float32)
-            for slot, (rows, cols) in enumerate(self.cells):
-                stream = self.plan.stream(CAPTIONS.name, self.batch.time, self.sample, step)
-                uniform_cells(stream, rows[:1], cols[:1], out[slot])
-            return torch.from_numpy(out[:, 0]).to(self.loaded.device)
+            out = torch.empty((len(self.cells), 1, width), device=self.loaded.device)
+            stream = self.plan.stream(CAPTIONS.name, self.batch.time, self.sample, step)
+            uniform_batch(stream, [(rows[:1], cols[:1]) for rows, cols in self.cells], out)
+            return out[:, 0]
 
         ids = generate_sequence(
             conditions, CAPTIONS.name, self.plan.decoding.sampling, draw,
@@ -124,27 +121,26 @@ def image_noise(
     tokenizer: Tokenizer,
     stream: NoiseStream,
     cells: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    device: torch.device,
 ) -> Tensor | None:
     """Return where the images of tiles start, (B, C, H, W), by their world cells; None for a ViT."""
     row = tokenizer.description
     if row.unet is None:
         return None
     height, width = (len(axis) * row.patch_px for axis in cells[0])
-    start = np.empty((len(cells), row.channels, height, width), np.float32)
-    for slot, place in enumerate(cells):
-        normal_image(stream, *place, start[slot])
-    return torch.from_numpy(start)
+    start = torch.empty((len(cells), row.channels, height, width), device=device)
+    normal_batch(stream, cells, start)
+    return start
 
 
 def decode_image(
     tokenizer: Tokenizer, codes: Tensor, how: Diffusion, noise: Tensor | None
-) -> NDArray[np.float32]:
+) -> Tensor:
     """Return standardised images, or class probabilities, (B, C, H, W)."""
     image = tokenizer.decode_codes(codes, how.steps, noise, how.sampler, how.clamp)
     if MODALITIES[tokenizer.description.modality].kind == "classes":
         image = image.softmax(dim=1)
-    values: NDArray[np.float32] = image.cpu().numpy()
-    return values
+    return image
 
 
 class _CellDraw:
@@ -159,15 +155,12 @@ class _CellDraw:
     def tokens(self, step: int, width: int, positions: NDArray[np.int64] | None) -> Tensor:
         cells = self.run.cells
         count = len(cells[0][0]) * len(cells[0][1]) if positions is None else positions.shape[1]
-        out = np.empty((len(cells), count, width), np.float32)
-        for slot, (rows, cols) in enumerate(cells):
-            places = None if positions is None else positions[slot]
-            uniform_cells(self._stream(self.name, step), rows, cols, out[slot], places)
-        return torch.from_numpy(out).to(self.run.loaded.device)
+        out = torch.empty((len(cells), count, width), device=self.run.loaded.device)
+        uniform_batch(self._stream(self.name, step), cells, out, positions)
+        return out
 
     def order(self) -> NDArray[np.float32]:
         cells = self.run.cells
         out = np.empty((len(cells), len(cells[0][0]) * len(cells[0][1]), 1), np.float32)
-        for slot, (rows, cols) in enumerate(cells):
-            uniform_cells(self._stream(f"{self.name}/order", 0), rows, cols, out[slot])
+        uniform_batch(self._stream(f"{self.name}/order", 0), cells, out)
         return out[..., 0]

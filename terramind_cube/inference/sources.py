@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from terramind_cube.kernels import normalize
+from terramind_cube import kernels
+from terramind_cube.inference.staging import upload
 from terramind_cube.modalities import LULC_CLASSES, Statistics
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from terramind_cube.grid import Region
     from terramind_cube.inference.runtime import LoadedModel
 
-__all__ = ["Form", "InputBuffers", "InputLayer", "Source", "touches_data"]
+__all__ = ["Form", "InputBuffers", "InputLayer", "Source", "TileShape", "usable_tiles"]
 
 Form = Literal["pixels", "tokens"]
-KERNEL_DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
-"""What `normalize` takes; any other number is read as float32."""
+Tile = tuple[int, int]
+KERNEL_DTYPES = ("uint8", "uint16", "int16", "float32")
+"""What the kernels take; any other number is read as float32."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,21 @@ class InputLayer:
 
 
 class Source:
-    """The pixels of one input over the window of a group, padded to whole tiles.
+    """The pixels of one input over the window of a group, as they came, on the device.
 
     Parameters
     ----------
     layer : InputLayer
-    pixels : numpy.ndarray, shape (C, h, w)
+    pixels : numpy.ndarray or cupy.ndarray, shape (C, h, w)
+    shape : tuple of int
+        Height and width up to which they are reflected southwards and eastwards.
+    device : torch.device
+
+    Attributes
+    ----------
+    pixels : torch.Tensor, shape (C, height, width)
+        Of class codes (height, width), 0 where invalid.
+    is_valid : torch.Tensor of bool, shape (height, width)
 
     Raises
     ------
@@ -73,109 +83,138 @@ class Source:
         If class codes are none of TerraMind's.
     """
 
-    def __init__(self, layer: InputLayer, pixels: NDArray[np.generic]) -> None:
+    def __init__(
+        self,
+        layer: InputLayer,
+        pixels: NDArray[np.generic],
+        shape: tuple[int, int],
+        device: torch.device,
+    ) -> None:
         self.layer = layer
-        if pixels.dtype.name not in KERNEL_DTYPES:
+        if pixels.dtype.name not in KERNEL_DTYPES or not pixels.dtype.isnative:
             pixels = pixels.astype(np.float32)
-        self.is_valid = np.ones(pixels.shape[1:], np.bool_)
-        for band in pixels:  # one at a time: a mask of all of them would be half as large as they
-            self.is_valid &= ~np.isnan(band) if np.isnan(layer.nodata) else band != layer.nodata
-            if band.dtype.kind == "f":
-                self.is_valid &= np.isfinite(band)
-        self.pixels = pixels
-        if not self.is_valid.all():
-            # One value for every invalid pixel, so that none reaches the model: NaN or infinity in
-            # one of them would spread over the whole tile.
-            nodata = np.asarray(layer.nodata, pixels.dtype)
-            self.pixels = np.where(self.is_valid, pixels, nodata)
-        if layer.statistics is None:
-            _check_classes(layer.modality, self.pixels)
-
-    def pad(self, height: int, width: int) -> None:
-        """Reflect the pixels southwards and eastwards up to a height and width."""
-        rest = (height - self.pixels.shape[1], width - self.pixels.shape[2])
+        rest = (shape[0] - pixels.shape[1], shape[1] - pixels.shape[2])
         if any(rest):
-            edges = ((0, rest[0]), (0, rest[1]))
-            self.pixels = np.pad(self.pixels, ((0, 0), *edges), mode="reflect")
-            self.is_valid = np.pad(self.is_valid, edges, mode="reflect")
+            pixels = np.pad(pixels, ((0, 0), (0, rest[0]), (0, rest[1])), mode="reflect")
+        self.pixels = upload(pixels, device)
+        self.is_valid = kernels.valid_pixels(self.pixels, nodata=layer.nodata)
+        if layer.statistics is None:
+            self.pixels = _classes(layer, self.pixels[0], self.is_valid)
 
 
-def _check_classes(name: str, pixels: NDArray[np.generic]) -> None:
+def _classes(layer: InputLayer, codes: Tensor, is_valid: Tensor) -> Tensor:
+    """Return class codes, 0 where they are invalid."""
+    codes = torch.where(is_valid, codes.float(), 0.0).long()
     top = len(LULC_CLASSES) - 1
-    codes = pixels.astype(np.int64)
-    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) <= top:
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= top:
+        wrong = int(codes.max() if codes.max() > top else codes.min())
         raise ValueError(
-            f"{name} holds the code {int(codes.max() if codes.max() > top else codes.min())}; "
+            f"{layer.modality} holds the code {wrong}; "
             f"TerraMind's classes are 0 .. {top}. Another provider's map must be translated, as "
             "load_cube does (terramind_cube.LULC_CLASSES lists both codings)."
         )
+    return codes
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """Tiles and patches in pixels, and the dtype in which a model takes its patches."""
+
+    tile_px: int
+    patch_px: int
+    dtype: Literal["float32", "bfloat16"]
 
 
 class InputBuffers:
-    """The inputs of a batch of tiles, in arrays that are used again for every batch.
+    """The inputs of a batch of tiles, in tensors that are used again for every batch.
+
+    What the model sees as pixels is standardised and cut into its patches at once, in the dtype of
+    its first layer.
 
     Parameters
     ----------
     sources : sequence of Source
     corner : tuple of int
         First pixel of the sources' window in the area.
-    batch, tile_px : int
-        Tiles of a batch, pixels along a side.
+    batch : int
+        Slots for tiles.
+    shape : TileShape
     """
 
     def __init__(
-        self, sources: Sequence[Source], corner: tuple[int, int], batch: int, tile_px: int
+        self, sources: Sequence[Source], corner: Tile, batch: int, shape: TileShape
     ) -> None:
-        self.sources, self.corner, self.tile_px = sources, corner, tile_px
-        self.arrays = [
-            np.zeros((batch, source.layer.channels, tile_px, tile_px), np.float32)
-            for source in sources
-        ]
+        self.sources, self.corner, self.shape = sources, corner, shape
+        self.tensors_by_source = [self._empty(source, batch) for source in sources]
 
-    def fill(self, slot: int, tile: tuple[int, int]) -> None:
-        """Standardise the pixels of a tile into a slot."""
-        y, x = tile[0] - self.corner[0], tile[1] - self.corner[1]
-        place = (slice(None), slice(y, y + self.tile_px), slice(x, x + self.tile_px))
-        for source, array in zip(self.sources, self.arrays, strict=True):
-            layer, pixels = source.layer, source.pixels[place]
+    def _empty(self, source: Source, batch: int) -> Tensor:
+        layer, tile, patch = source.layer, self.shape.tile_px, self.shape.patch_px
+        cells, device = tile // patch, source.pixels.device
+        if layer.statistics is None:
+            return torch.zeros((batch, tile, tile), dtype=torch.int64, device=device)
+        if layer.form == "tokens":
+            return torch.zeros((batch, layer.channels, tile, tile), device=device)
+        dtype: torch.dtype = getattr(torch, self.shape.dtype)
+        patches = (batch, cells, cells, patch, patch, layer.channels)
+        return torch.zeros(patches, dtype=dtype, device=device)
+
+    def fill(self, tiles: Sequence[Tile]) -> None:
+        """Standardise the pixels of tiles into the first slots."""
+        top, left = self.corner
+        corners = np.array([(0, y - top, x - left) for y, x in tiles], np.int64)
+        tile = self.shape.tile_px
+        for source, tensor in zip(self.sources, self.tensors_by_source, strict=True):
+            layer, slots = source.layer, tensor[: len(tiles)]
             if layer.statistics is None:
-                array[slot] = pixels
+                for slot, (_, y, x) in zip(slots, corners.tolist(), strict=True):
+                    slot[:] = source.pixels[y : y + tile, x : x + tile]
                 continue
             is_whole = layer.bands == tuple(range(layer.channels))
-            standardised = normalize(
-                pixels,
-                mean=[layer.statistics.mean[band] for band in layer.bands],
-                std=[layer.statistics.std[band] for band in layer.bands],
+            bands = list(layer.bands)
+            made = kernels.normalize(
+                source.pixels[None],
+                mean=[layer.statistics.mean[band] for band in bands],
+                std=[layer.statistics.std[band] for band in bands],
                 nodata=layer.nodata,
-                out=array[slot] if is_whole else None,
+                dtype=self.shape.dtype if layer.form == "pixels" else "float32",
+                patch_px=self.shape.patch_px if layer.form == "pixels" else None,
+                corners=corners,
+                tile_px=tile,
+                out=slots if is_whole else None,
             )
-            if not is_whole:
-                array[slot, list(layer.bands)] = standardised
+            if not is_whole and layer.form == "pixels":
+                slots[..., bands] = made
+            elif not is_whole:
+                slots[:, bands] = made
 
-    def images(self, loaded: LoadedModel) -> dict[str, Tensor]:
-        """Return the standardised images by modality, class codes as integers (B, H, W)."""
-        images = {}
-        for source, array in zip(self.sources, self.arrays, strict=True):
-            image = torch.from_numpy(array).to(loaded.device)
-            is_classes = source.layer.statistics is None
-            images[source.layer.modality] = image[:, 0].long() if is_classes else image
-        return images
+    def images(self) -> dict[str, Tensor]:
+        """Return standardised pixels by modality.
+
+        Of those that the model sees as pixels its patches, see `model.PixelEmbedding`; of the others
+        (B, C, H, W), class codes (B, H, W).
+        """
+        rows = zip(self.sources, self.tensors_by_source, strict=True)
+        return {source.layer.modality: tensor for source, tensor in rows}
 
     def tensors(self, loaded: LoadedModel) -> Mapping[str, Tensor]:
-        """Return what the model takes, by modality: pixels or token ids."""
-        images = self.images(loaded)
+        """Return what the model takes, by modality: patches of pixels, or token ids."""
+        forms = {source.layer.modality: source.layer.form for source in self.sources}
         return {
-            source.layer.modality: images[source.layer.modality]
-            if source.layer.form == "pixels"
-            else loaded.tokenizers[source.layer.modality].tokenize(images[source.layer.modality])
-            for source in self.sources
+            name: image if forms[name] == "pixels" else loaded.tokenizers[name].tokenize(image)
+            for name, image in self.images().items()
         }
 
 
-def touches_data(
-    sources: Sequence[Source], window: Region, tile: tuple[int, int], tile_px: int
-) -> bool:
-    """Whether any input knows a pixel of a tile."""
-    y, x = tile[0] - window.y0, tile[1] - window.x0
-    place = (slice(y, y + tile_px), slice(x, x + tile_px))
-    return any(bool(source.is_valid[place].any()) for source in sources)
+def usable_tiles(
+    sources: Sequence[Source], corner: Tile, tiles: Sequence[Tile], tile_px: int
+) -> list[Tile]:
+    """Return the tiles of which any input knows a pixel; `corner` is where the sources begin."""
+    known = torch.stack([source.is_valid for source in sources]).any(dim=0)
+    places = [(y - corner[0], x - corner[1]) for y, x in tiles]
+    has_any = [known[y : y + tile_px, x : x + tile_px].any() for y, x in places]
+    # All answers at once: each would make a GPU wait.
+    return [
+        tile
+        for tile, is_usable in zip(tiles, torch.stack(has_any).tolist(), strict=True)
+        if is_usable
+    ]

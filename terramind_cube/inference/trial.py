@@ -75,14 +75,15 @@ def _sized(plan: Plan, batch: int) -> Plan:
 
 def run_blank(plan: TilePlan) -> None:
     """Run a batch of tiles of mean values."""
-    side, size = plan.grid.y.tile_px, plan.spec.compute.batch
+    shape, size = plan.tile_shape(), plan.spec.compute.batch
+    sides, device = (shape.tile_px, shape.tile_px), torch.device(plan.spec.compute.device)
     blank = [
-        Source(layer, np.full((len(layer.bands), side, side), layer.nodata, np.float32))
+        Source(layer, np.full((len(layer.bands), *sides), layer.nodata, np.float32), sides, device)
         for layer in plan.inputs
     ]
-    buffers = InputBuffers(blank, (0, 0), size, side)
     first = (plan.grid.y.starts[0], plan.grid.x.starts[0])
     with acquire(plan.spec) as loaded:
+        buffers = InputBuffers(blank, first, size, shape)
         for _ in plan.run(loaded, Batch(buffers, (first,) * size, size, time=0)):
             pass
 

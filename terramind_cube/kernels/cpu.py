@@ -1,88 +1,173 @@
-"""Numba twins of `reference`, one pass each, without the interpreter's lock.
-
-Never `parallel=True`: with some threading layers it aborts the process under Dask's threads, and
-one thread already saturates the memory.
-"""
+"""Compiled twins of `reference`: one pass each, without the interpreter's lock."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
-from terramind_cube.kernels.reference import (
-    KEY_STEPS,
-    LEAST_WEIGHT,
-    MULTIPLIERS,
-    NODE_PX,
-    ROUNDS,
-)
+from terramind_cube.kernels import loops, reference, sampling
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-__all__ = ["blend", "normalize", "philox_normal", "philox_uniform", "pick"]
+    from terramind_cube.kernels.rules import Restoration, Standardization
 
-_M0, _M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
-_W0, _W1 = np.uint64(KEY_STEPS[0]), np.uint64(KEY_STEPS[1])
-_LOW, _SHIFT, _DROP = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(9)
+__all__ = [
+    "blend",
+    "blend_accumulate",
+    "blend_finish",
+    "class_map",
+    "denormalize",
+    "fsq_dequantize",
+    "fsq_quantize",
+    "normalize",
+    "philox_normal",
+    "philox_uniform",
+    "pick",
+    "valid_pixels",
+]
 
 
-@numba.njit(nogil=True, cache=True)
-def _scale(x, shift, scale, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    batch, channels, height, width = x.shape
-    for b in range(batch):
-        for c in range(channels):
-            for i in range(height):
-                for j in range(width):
-                    out[b, c, i, j] = (np.float32(x[b, c, i, j]) - shift[c]) * scale[c]
+def _unsigned(numbers: tuple[int, ...]) -> tuple[np.uint64, ...]:
+    return tuple([np.uint64(number) for number in numbers])
 
 
-@numba.njit(nogil=True, cache=True)
-def _mask(x, nodata, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    batch, channels, height, width = x.shape
-    is_nan = np.isnan(nodata)
-    for b in range(batch):
-        for c in range(channels):
-            for i in range(height):
-                for j in range(width):
-                    value = x[b, c, i, j]
-                    if (is_nan and np.isnan(value)) or value == nodata:
-                        for other in range(channels):
-                            out[b, other, i, j] = np.float32(0)
+def _is_lines(x: NDArray[Any]) -> bool:
+    """Return whether neighbours along the last axis are neighbours in memory, none backwards."""
+    if x.flags.c_contiguous:
+        return True
+    is_regular = all(stride >= 0 and stride % x.itemsize == 0 for stride in x.strides)
+    return is_regular and (x.shape[-1] == 1 or x.strides[-1] == x.itemsize)
+
+
+def _lines(x: NDArray[Any], writeable: bool = False) -> tuple[NDArray[Any], tuple[np.uint64, ...]]:
+    """Return the memory of an array in one dimension and the strides of all axes but the last."""
+    if not _is_lines(x):
+        x = np.ascontiguousarray(x)
+    if x.flags.c_contiguous:
+        memory = x.reshape(-1)
+    else:
+        last = sum((n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True))
+        memory = as_strided(x, (last // x.itemsize + 1,), (x.itemsize,))
+    if not writeable:
+        memory.flags.writeable = False  # Numba compiles once for all that is read
+    # A stride less than 0 is left only where nothing is stepped over: one number, or none.
+    return memory, _unsigned(tuple([max(stride // x.itemsize, 0) for stride in x.strides[:-1]]))
+
+
+@contextmanager
+def _written(
+    out: NDArray[Any],
+) -> Iterator[tuple[NDArray[Any], tuple[np.uint64, ...]]]:
+    """Give an array to write, as lines, whatever its layout."""
+    if _is_lines(out):
+        yield _lines(out, writeable=True)
+    else:
+        copy = np.ascontiguousarray(out)
+        yield _lines(copy, writeable=True)
+        out[...] = copy
 
 
 def normalize(
     x: NDArray[np.generic],
-    shift: NDArray[np.float32],
-    scale: NDArray[np.float32],
-    nodata: float | None,
-    out: NDArray[np.float32],
+    corners: NDArray[np.int64],
+    rule: Standardization,
+    out: NDArray[np.float32 | np.uint16],
 ) -> None:
     """Twin of `reference.normalize`."""
-    _scale(x, shift, scale, out)
-    if nodata is not None:
-        _mask(x, float(nodata), out)
+    task = loops.MASK if rule.nodata is not None else loops.KEEP_ALL
+    task = loops.FROM_POWER if rule.from_power else task
+    nodata = np.float32(np.nan if rule.nodata is None else rule.nodata)
+    constants = _lines(rule.shift)[0], _lines(rule.scale)[0], nodata, task
+    places = _lines(corners)[0].reshape(-1, 3)
+    as_bits = True if out.dtype == np.uint16 else None
+    with _written(out) as (memory, strides):
+        if out.ndim == 4:
+            target = memory, strides, _unsigned(out.shape[2:])
+            loops.images(_lines(x), places, constants, as_bits, target)
+        else:
+            p = out.shape[3]
+            size = _unsigned((out.shape[1] * p, out.shape[2] * p))
+            turned = memory, strides, size, np.uint64(p)
+            loops.patches(_lines(x), places, constants, as_bits, turned)
 
 
-@numba.njit(nogil=True, cache=True)
-def _uniform(key0, key1, rows, cols, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    cells, count = out.shape
-    for cell in range(cells):
-        row, col = np.uint64(rows[cell]) & _LOW, np.uint64(cols[cell]) & _LOW
-        for block in range((count + 3) // 4):
-            c0, c1, c2, c3 = np.uint64(block), np.uint64(0), row, col
-            k0, k1 = key0, key1
-            for _ in range(ROUNDS):
-                p0, p1 = _M0 * c0, _M1 * c2
-                c0, c2 = (p1 >> _SHIFT) ^ c1 ^ k0, (p0 >> _SHIFT) ^ c3 ^ k1
-                c1, c3 = p1 & _LOW, p0 & _LOW
-                k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-            words = (c0, c1, c2, c3)
-            for i in range(min(4, count - 4 * block)):
-                number = np.float32(words[i] >> _DROP) + np.float32(0.5)
-                out[cell, 4 * block + i] = number * np.float32(2.0**-23)
+def valid_pixels(x: NDArray[np.generic], nodata: float, out: NDArray[np.bool_]) -> None:
+    """Twin of `reference.valid_pixels`."""
+    with _written(out.view(np.uint8)) as target:
+        loops.validity(_lines(x), _unsigned(x.shape), np.float32(nodata), target)
+
+
+def denormalize(
+    x: NDArray[np.float32],
+    first_row: int,
+    rule: Restoration,
+    valid: NDArray[np.bool_] | None,
+    out: NDArray[np.generic],
+) -> None:
+    """Twin of `reference.denormalize`."""
+    bounds = *reference.bounds(rule, out.dtype), np.float32(rule.nodata)
+    mask = None if valid is None else _lines(valid.view(np.uint8))
+    rounds = True if out.dtype.kind in "iu" else None
+    constants = _lines(rule.mean)[0], _lines(rule.std)[0]
+    with _written(out[:, :, first_row : first_row + x.shape[2]]) as target:
+        loops.restore(_lines(x), _unsigned(x.shape), constants, bounds, mask, rounds, target)
+
+
+def fsq_quantize(
+    latent: NDArray[np.float32], levels: tuple[int, ...], out: NDArray[np.integer[Any]]
+) -> None:
+    """Twin of `reference.fsq_quantize`."""
+    with _written(out) as target:
+        loops.quantize(_lines(latent), _unsigned(latent.shape), np.array(levels, np.int64), target)
+
+
+def fsq_dequantize(
+    ids: NDArray[np.integer[Any]], levels: tuple[int, ...], out: NDArray[np.float32]
+) -> None:
+    """Twin of `reference.fsq_dequantize`."""
+    with _written(out) as target:
+        loops.dequantize(_lines(ids), _unsigned(out.shape), np.array(levels, np.int64), target)
+
+
+def blend_accumulate(
+    values: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    place: tuple[int, int, int, int, int, int],
+    total: NDArray[np.float32],
+    weight: NDArray[np.float32],
+) -> None:
+    """Twin of `reference.blend_accumulate`."""
+    ring = _unsigned(total.shape[:2])
+    with _written(total) as totals, _written(weight) as sums:
+        loops.accumulate(_lines(values), _lines(weights), _unsigned(place), ring, totals, sums)
+
+
+def blend_finish(
+    total: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    first_row: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Twin of `reference.blend_finish`."""
+    first, ring_rows = _unsigned((first_row, len(weight)))
+    with _written(total) as totals, _written(weight) as sums, _written(out) as target:
+        loops.finish(first, ring_rows, totals, sums, _unsigned(out.shape), target)
+
+
+def class_map(
+    probability: NDArray[np.float32],
+    classes: NDArray[np.uint8],
+    confidence: NDArray[np.float32],
+) -> None:
+    """Twin of `reference.class_map`."""
+    with _written(classes) as (numbers, _), _written(confidence) as (greatest, _):
+        loops.most_probable(_lines(probability), _unsigned(probability.shape), numbers, greatest)
 
 
 def philox_uniform(
@@ -92,18 +177,7 @@ def philox_uniform(
     out: NDArray[np.float32],
 ) -> None:
     """Twin of `reference.philox_uniform`."""
-    _uniform(np.uint64(key[0]), np.uint64(key[1]), rows, cols, out)
-
-
-@numba.njit(nogil=True, cache=True)
-def _box_muller(out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    cells, count = out.shape
-    for cell in range(cells):
-        for i in range(0, count, 2):
-            radius = np.sqrt(np.float32(-2) * np.log(out[cell, i]))
-            angle = np.float32(2 * np.pi) * out[cell, i + 1]
-            out[cell, i] = radius * np.cos(angle)
-            out[cell, i + 1] = radius * np.sin(angle)
+    _noise(key, rows, cols, False, out)
 
 
 def philox_normal(
@@ -112,59 +186,20 @@ def philox_normal(
     cols: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
-    """Twin of `reference.philox_normal`, to the rounding of logarithm, sine and cosine."""
-    count = out.shape[1]
-    even = out if count % 2 == 0 else np.empty((len(out), count + 1), np.float32)
-    philox_uniform(key, rows, cols, even)
-    _box_muller(even)
-    if even is not out:
-        out[:] = even[:, :count]
+    """Twin of `reference.philox_normal`."""
+    _noise(key, rows, cols, True, out)
 
 
-@numba.njit(nogil=True, cache=True)
-def _mean(pixels, row, column, fill):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    j, i = int(np.floor(row)), int(np.floor(column))
-    down, across = row - j, column - i
-    total, divisor = 0.0, 0.0
-    for k in range(4):
-        y, x = j + k // 2, i + k % 2
-        if 0 <= y < pixels.shape[0] and 0 <= x < pixels.shape[1]:
-            value = float(pixels[y, x])
-            if not (value == fill or np.isnan(value)):
-                weight = (down if k // 2 else 1 - down) * (across if k % 2 else 1 - across)
-                total += weight * value
-                divisor += weight
-    return total / divisor if divisor > LEAST_WEIGHT else fill
-
-
-@numba.njit(nogil=True, cache=True)
-def _sample(pixels, nodes, is_bent, frame, fill, is_mean, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    top, left, first_row, first_column, height, width = frame
-    rows, columns = nodes[0], nodes[1]
-    for y in range(out.shape[0]):
-        j = (y + top) // NODE_PX
-        v = (y + top - j * NODE_PX + 0.5) / NODE_PX
-        for i in range(is_bent.shape[1]):
-            if is_bent[j, i]:
-                continue
-            r0 = rows[j, i] * (1 - v) + rows[j + 1, i] * v
-            r1 = rows[j, i + 1] * (1 - v) + rows[j + 1, i + 1] * v
-            c0 = columns[j, i] * (1 - v) + columns[j + 1, i] * v
-            c1 = columns[j, i + 1] * (1 - v) + columns[j + 1, i + 1] * v
-            start = i * NODE_PX - left
-            for x in range(max(start, 0), min(start + NODE_PX, out.shape[1])):
-                u = (x - start + 0.5) / NODE_PX
-                row, column = r0 * (1 - u) + r1 * u, c0 * (1 - u) + c1 * u
-                if not (0 <= row < height and 0 <= column < width):
-                    continue
-                if is_mean:
-                    out[y, x] = _mean(
-                        pixels, row - 0.5 - first_row, column - 0.5 - first_column, fill
-                    )
-                    continue
-                k, m = int(row) - first_row, int(column) - first_column
-                if 0 <= k < pixels.shape[0] and 0 <= m < pixels.shape[1]:
-                    out[y, x] = pixels[k, m]
+def _noise(
+    key: tuple[int, int],
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    is_normal: bool,
+    out: NDArray[np.float32],
+) -> None:
+    with _written(out) as target:
+        cells = _lines(rows)[0], _lines(cols)[0]
+        loops.noise(_unsigned(key), *cells, np.uint64(out.shape[1]), is_normal, target)
 
 
 def pick(
@@ -175,7 +210,7 @@ def pick(
     out: NDArray[np.generic],
 ) -> None:
     """Twin of `reference.pick`."""
-    _sample(pixels, nodes, is_bent, frame, 0.0, False, out)
+    sampling.sample(pixels, nodes, is_bent, frame, 0.0, False, out)
 
 
 def blend(
@@ -188,7 +223,7 @@ def blend(
 ) -> None:
     """Twin of `reference.blend`."""
     means = out if out.dtype.kind == "f" else out.astype(np.float64)
-    _sample(pixels, nodes, is_bent, frame, float(fill), True, means)
+    sampling.sample(pixels, nodes, is_bent, frame, float(fill), True, means)
     if means is not out:
         np.rint(means, out=means)
         out[...] = means

@@ -98,7 +98,12 @@ class PixelEmbedding(_GridEmbedding):
         self.proj = Linear(channels * self.patch_px**2, description.dim, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map standardised pixels (B, C, H, W) to content (B, N, D) and embedding (1, N, D)."""
+        """Map standardised pixels to content (B, N, D) and embedding (1, N, D).
+
+        They are (B, C, H, W), or cut into patches already, (B, h, w, ph, pw, C).
+        """
+        if x.ndim == 6:
+            return self.proj(x.flatten(3).flatten(1, 2)), self.embedding(*x.shape[1:3])
         rows, cols = x.shape[-2] // self.patch_px, x.shape[-1] // self.patch_px
         return self.proj(patchify(x, self.patch_px)), self.embedding(rows, cols)
 

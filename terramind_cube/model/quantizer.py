@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from terramind_cube import kernels
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -29,20 +31,28 @@ class FiniteScalarQuantizer:
     def __init__(self, levels: tuple[int, ...]) -> None:
         self.levels = levels
         self.size = math.prod(levels)
-        self.basis = tuple(math.prod(levels[:i]) for i in range(len(levels)))
 
     def quantize(self, latent: Tensor) -> Tensor:
-        """Map latents (B, L, h, w) to token ids (B, h, w), int64; halves round to even."""
-        tops = latent.new_tensor([level - 1 for level in self.levels])[:, None, None]
-        numbers = torch.round(torch.sigmoid(latent) * tops).long()
-        basis = torch.tensor(self.basis, device=latent.device)[:, None, None]
-        return (numbers * basis).sum(dim=1)
+        """Map latents (B, L, h, w) to token ids (B, h, w), int64; halves round to even.
+
+        Raises
+        ------
+        ValueError
+            If a latent is NaN, or there are not as many as levels.
+        """
+        ids: Tensor = kernels.fsq_quantize(latent.float().contiguous(), self.levels)
+        return ids
 
     def dequantize(self, ids: Tensor) -> Tensor:
-        """Map token ids (B, h, w) to codes (B, L, h, w) in [0, 1], float32."""
-        basis = torch.tensor(self.basis, device=ids.device)[:, None, None]
-        levels = torch.tensor(self.levels, device=ids.device)[:, None, None]
-        return (ids[:, None] // basis % levels).float() / (levels - 1).float()
+        """Map token ids (B, h, w) to codes (B, L, h, w) in [0, 1], float32.
+
+        Raises
+        ------
+        ValueError
+            If an id is outside of the codebook.
+        """
+        codes: Tensor = kernels.fsq_dequantize(ids.contiguous(), self.levels)
+        return codes
 
     def expected_codes(self, probability: Tensor) -> Tensor:
         """Map probabilities of the ids (..., V) to their expected codes (..., L), float32."""

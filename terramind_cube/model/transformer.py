@@ -183,9 +183,9 @@ class TerraMind(nn.Module):
         Parameters
         ----------
         inputs : mapping of str to torch.Tensor or VisibleTokens
-            By public name: standardised pixels (B, C, H, W), float, or token ids, (B, h, w) of a
-            grid or (B, L) of a sequence, integer, or some tokens of a grid. H and W are multiples
-            of the patch.
+            By public name: standardised pixels, float, (B, C, H, W) with H and W multiples of the
+            patch, or cut into patches (B, h, w, ph, pw, C); or token ids, integer, (B, h, w) of a
+            grid or (B, L) of a sequence; or some tokens of a grid.
 
         Returns
         -------
@@ -284,7 +284,9 @@ class TerraMind(nn.Module):
                     f"The model takes no pixels of {name!r}: {nearest_name(name, known)}. "
                     "Integer token ids are taken of every modality that it generates."
                 )
-            if values.ndim != 4 or values.shape[1] != raw.channels:
+            patch = (self.description.patch_px,) * 2
+            is_image = values.ndim == 4 and values.shape[1] == raw.channels
+            if not is_image and (values.ndim != 6 or values.shape[3:] != (*patch, raw.channels)):
                 raise ValueError(
                     f"{name}: expected pixels (B, {raw.channels}, H, W), "
                     f"got shape {tuple(values.shape)}."
@@ -347,6 +349,8 @@ class TerraMind(nn.Module):
                         f"{name}: {height} x {width} pixels are no whole patches of {patch} px."
                     )
                 grids[name] = (height // patch, width // patch)
+            elif values.ndim == 6:
+                grids[name] = (values.shape[1], values.shape[2])
             elif values.ndim == 3:
                 grids[name] = (values.shape[-2], values.shape[-1])
         if len(set(grids.values())) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from terramind_cube.grid import Region
 from terramind_cube.inference.blend import Blend, tile_weights
@@ -26,10 +27,10 @@ def blended(region, tiles, probabilities, overlap=16):
         assert (found[:, rows] == -1).all()
         found[:, rows] = mean
 
-    blend = Blend(region, tile_weights(64, overlap), (3,), settle)
+    blend = Blend(region, torch.from_numpy(tile_weights(64, overlap)), (3,), settle)
     for tile in tiles:
         if tile[0] + 64 > region.y0 and tile[0] < region.y1:
-            blend.add(tile, probabilities[tile])
+            blend.add(tile, torch.from_numpy(probabilities[tile]))
     blend.finish()
     return found
 

@@ -20,7 +20,7 @@ from terramind_cube.model.decoding import Decoding, generate_grid
 from terramind_cube.model.embeddings import VisibleTokens
 from terramind_cube.model.generation import Sampling, sample_tokens
 from terramind_cube.model.quantizer import FiniteScalarQuantizer
-from terramind_cube.noise import NoiseStream, uniform_cells
+from terramind_cube.noise import NoiseStream, uniform_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,15 +62,12 @@ class Draw:
         self.calls.append((step, positions))
         count = self.count if positions is None else positions.shape[1]
         out = np.empty((len(self.cells), count, width), np.float32)
-        for i, cells in enumerate(self.cells):
-            places = None if positions is None else positions[i]
-            uniform_cells(dataclasses.replace(self.stream, step=step), *cells, out[i], places)
+        uniform_batch(dataclasses.replace(self.stream, step=step), self.cells, out, positions)
         return torch.from_numpy(out)
 
     def order(self):
         out = np.empty((len(self.cells), self.count, 1), np.float32)
-        for i, cells in enumerate(self.cells):
-            uniform_cells(dataclasses.replace(self.stream, modality="order"), *cells, out[i])
+        uniform_batch(dataclasses.replace(self.stream, modality="order"), self.cells, out)
         return out[..., 0]
 
 

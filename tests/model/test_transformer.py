@@ -47,6 +47,18 @@ def test_rectangles_keep_rows_and_columns(model):
     )
 
 
+def test_pixels_may_come_in_patches(model):
+    image = pixels(12, 32, 96, batch=2)
+    patches = image.unflatten(3, (6, 16)).unflatten(2, (2, 16)).permute(0, 2, 4, 3, 5, 1)
+    assert patches.shape == (2, 2, 6, 16, 16, 12)
+    found, expected = (model.encode_inputs({"S2L2A": x}) for x in (patches.contiguous(), image))
+    assert (found.rows, found.cols) == (2, 6)
+    torch.testing.assert_close(found.tokens, expected.tokens, rtol=0, atol=0)
+    for wrong in (patches[..., :11], patches[..., :15, :], patches[:, 0]):
+        with pytest.raises(ValueError, match="expected pixels"):
+            model.encode({"S2L2A": wrong})
+
+
 def test_tokens_enter_the_encoder_like_pixels(model):
     ids = torch.arange(16).view(1, 4, 4)
     assert model.encode({"LULC": ids}).shape == (1, 16, 192)

@@ -1,0 +1,163 @@
+"""Cubes whose chunks lie on a device: nothing brings them to the host behind the user's back.
+
+CuPy needs a GPU even to make an array. `Elsewhere` behaves like one of its arrays where it counts: it
+refuses to become a NumPy array, and what NumPy and torch may ask of it is what CuPy answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import dask.array as da
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from small import make_cube
+
+from terramind_cube.accessor import TerraMindAccessor
+from terramind_cube.inference import plan as plan_module
+from terramind_cube.inference import staging
+
+
+class Elsewhere(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array that is not the host's, by the protocols that CuPy speaks."""
+
+    __array_priority__ = 100
+
+    def __init__(self, held):
+        self.held = held
+
+    shape = property(lambda self: self.held.shape)
+    dtype = property(lambda self: self.held.dtype)
+    ndim = property(lambda self: self.held.ndim)
+    size = property(lambda self: self.held.size)
+    nbytes = property(lambda self: self.held.nbytes)
+
+    def __len__(self):
+        return len(self.held)
+
+    def __array__(self, *arguments, **options):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __array_function__(self, function, types, arguments, options):
+        del types
+        return _wrap(function(*_unwrap(arguments), **_unwrap(options)))
+
+    def __array_ufunc__(self, ufunc, method, *arguments, **options):
+        return _wrap(getattr(ufunc, method)(*_unwrap(arguments), **_unwrap(options)))
+
+    def __getitem__(self, index):
+        return _wrap(self.held[_unwrap(index)])
+
+    def __setitem__(self, index, values):
+        assert isinstance(values, Elsewhere)
+        self.held[index] = values.held
+
+    def astype(self, dtype, **options):
+        return Elsewhere(self.held.astype(dtype, **options))
+
+    def transpose(self, *axes):
+        return Elsewhere(self.held.transpose(*axes))
+
+    def __dlpack__(self, **options):
+        return self.held.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.held.__dlpack_device__()
+
+
+def _wrap(value):
+    return Elsewhere(value) if isinstance(value, np.ndarray) else value
+
+
+def _unwrap(value):
+    if isinstance(value, Elsewhere):
+        return value.held
+    if isinstance(value, tuple | list):
+        return type(value)(map(_unwrap, value))
+    if isinstance(value, dict):
+        return {name: _unwrap(part) for name, part in value.items()}
+    return value
+
+
+def elsewhere(cube, side):
+    """Return the cube with every chunk on the other device."""
+    moved = cube.chunk(y=side, x=side)
+    for name in moved.data_vars:
+        data = moved[name].data
+        meta = Elsewhere(np.empty((0,) * data.ndim, data.dtype))
+        moved[name] = moved[name].copy(data=data.map_blocks(Elsewhere, meta=meta))
+    return moved
+
+
+@pytest.fixture(scope="module")
+def cube():
+    return make_cube()
+
+
+@pytest.mark.parametrize("side", [64, 1000])
+def test_chunks_on_a_device_give_the_same_bytes(small_weights, cube, side, monkeypatch):
+    monkeypatch.setattr(plan_module, "GROUP_PX", 96)
+    settings = {"overlap": 16, "threads": 1, **small_weights}
+    outputs = ["LULC", "S1RTC"]
+    expected = TerraMindAccessor(cube).generate(outputs, **settings).compute()
+    found = TerraMindAccessor(elsewhere(cube, side)).generate(outputs, **settings).compute()
+    xr.testing.assert_identical(found, expected)
+
+
+def test_arrays_of_the_host_are_shared_not_copied():
+    cpu = torch.device("cpu")
+    pixels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
+    assert staging.upload(pixels, cpu).data_ptr() == pixels.ctypes.data
+    assert staging.upload(Elsewhere(pixels), cpu).data_ptr() == pixels.ctypes.data
+    made = torch.ones(3)
+    found = staging.download({"a": made, "b": pixels})
+    assert found["a"].ctypes.data == made.data_ptr()
+    assert found["b"] is pixels
+
+
+def test_arrays_that_torch_cannot_view_are_copied():
+    cpu = torch.device("cpu")
+    pixels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
+    np.testing.assert_array_equal(staging.upload(pixels[:, ::-1], cpu).numpy(), pixels[:, ::-1])
+    pixels.flags.writeable = False
+    tensor = staging.upload(pixels, cpu)
+    assert tensor.data_ptr() != pixels.ctypes.data
+    np.testing.assert_array_equal(tensor.numpy(), pixels)
+
+
+def test_copies_have_a_stream_of_their_own_and_are_done_at_the_end(monkeypatch):
+    told = []
+
+    class Stream:
+        def __init__(self, device):
+            told.append(("made", str(device)))
+
+        def wait_event(self, event):
+            told.append(("waits for", event))
+
+        def synchronize(self):
+            told.append("done")
+
+    @contextlib.contextmanager
+    def current(stream):
+        told.append("begin")
+        yield
+        told.append("end")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    monkeypatch.setattr(staging._threads, "streams", {}, raising=False)
+    device = torch.device("cuda:1")
+    with staging.copying(device):
+        told.append("up")
+    with staging.copying(device, after="computing"):
+        told.append("down")
+    first = [("made", "cuda:1"), "begin", "up", "done", "end"]
+    assert told == [*first, "begin", ("waits for", "computing"), "down", "done", "end"]
+
+
+def test_meta_of_the_stand_in_is_kept(cube):
+    assert isinstance(elsewhere(cube, 64).S2L2A.data, da.Array)
+    assert isinstance(elsewhere(cube, 64).S2L2A.data._meta, Elsewhere)
