@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from terramind_cube.cube import ReadOptions, load_cube
     from terramind_cube.model import load_model, load_tokenizer
     from terramind_cube.stac import open_catalog
+    from terramind_cube.store.cluster import gpu_cluster, gpu_resources
 
 __version__ = version("terramind-cube")
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "MODALITIES",
     "ReadOptions",
     "__version__",
+    "gpu_cluster",
+    "gpu_resources",
     "kernels",
     "load_cube",
     "load_model",
@@ -39,6 +42,8 @@ del _accessor
 
 _ROOMS = {
     "ReadOptions": "terramind_cube.cube",
+    "gpu_cluster": "terramind_cube.store.cluster",
+    "gpu_resources": "terramind_cube.store.cluster",
     "load_cube": "terramind_cube.cube",
     "load_model": "terramind_cube.model",
     "load_tokenizer": "terramind_cube.model",

@@ -15,7 +15,6 @@ import time
 import uuid
 import warnings
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,17 +28,20 @@ from dask.base import get_scheduler
 from dask.delayed import delayed
 
 from terramind_cube.store import conventions, ledger
+from terramind_cube.store.regions import RegionPlan, plan_regions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    Outcome = tuple["RegionPlan", float, Callable[[], dict[str, str]]]
+    Outcome = tuple[RegionPlan, float, Callable[[], dict[str, str]]]
 
-__all__ = ["RegionError", "RegionPlan", "plan_regions", "write_result"]
+__all__ = ["RegionError", "write_result"]
 
+# One is computed while the next is read; beside a GPU the last one is still being written.
 _IN_FLIGHT_PER_WORKER = 2
+_IN_FLIGHT_PER_GPU = 3
 
 
 class RegionError(ValueError):
@@ -56,25 +58,6 @@ class RegionError(ValueError):
         self.region = region
 
 
-@dataclass(frozen=True)
-class RegionPlan:
-    """One unit of work.
-
-    Attributes
-    ----------
-    key : str
-        Name, unique in the store.
-    bounds : mapping of str to tuple of int
-        Start and stop of each dimension that the region limits.
-    blocks : mapping of str to tuple of slice
-        For each variable that this region writes, the part of it.
-    """
-
-    key: str
-    bounds: Mapping[str, tuple[int, int]]
-    blocks: Mapping[str, tuple[slice, ...]]
-
-
 def write_result(
     result: xr.Dataset,
     path: str | os.PathLike[str],
@@ -87,7 +70,9 @@ def write_result(
     """Compute a lazy result into a georeferenced Zarr 3 store, region by region.
 
     Under the active dask scheduler: two regions per worker in flight on a distributed cluster
-    (which must see `path`), else one at a time. All is checked before anything is written.
+    (which must see `path`), else one at a time. What was made for a GPU (``compute_device`` of the
+    fingerprint) goes to the workers that declare a resource "GPU", if there are any, one task of
+    the model per GPU; see `terramind_cube.gpu_cluster`. All is checked before anything is written.
 
     Parameters
     ----------
@@ -134,116 +119,9 @@ def write_result(
         ledger.check_run(target, settings)
     else:
         _create_template(prepared, target, settings, regions=len(plans))
-    _write_regions(prepared, target, plans, progress)
+    on_gpu = str(settings.get("compute_device")).startswith("cuda")
+    _write_regions(prepared, target, plans, progress, on_gpu=on_gpu)
     return target
-
-
-def plan_regions(
-    result: xr.Dataset, regions: Sequence[Mapping[str, slice]]
-) -> tuple[RegionPlan, ...]:
-    """Check regions against the chunks of a chunked result and assign variables to them.
-
-    Raises
-    ------
-    ValueError
-        If a region names an unknown dimension, leaves the result, cuts a chunk, or if the regions
-        do not tile every variable exactly once.
-    """
-    layers = [_Layer.of(array) for array in result.data_vars.values()]
-    plans: dict[str, RegionPlan] = {}
-    for region in regions:
-        bounds = _read_bounds(region, result.sizes)
-        key = "_".join(f"{dim}{start}-{stop}" for dim, (start, stop) in bounds.items()) or "all"
-        if key in plans:
-            raise ValueError(f"Region {key} is given twice; regions must not overlap.")
-        blocks = {}
-        for layer in layers:
-            block = layer.claim(bounds, key)
-            if block is not None:
-                blocks[layer.name] = block
-        plans[key] = RegionPlan(key, bounds, blocks)
-    for layer in layers:
-        layer.check_cover()
-    return tuple(plans.values())
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """The chunk grid of one variable and how often each chunk was claimed."""
-
-    name: str
-    edges: Mapping[str, Mapping[int, int]]  # dimension -> pixel of an edge -> chunk index
-    claims: NDArray[np.int32]
-    seen: set[tuple[tuple[int, int], ...]]
-
-    @classmethod
-    def of(cls, array: xr.DataArray) -> _Layer:
-        edges = {
-            str(dim): {int(edge): i for i, edge in enumerate(np.cumsum([0, *sizes]))}
-            for dim, sizes in zip(array.dims, array.chunks or (), strict=True)
-        }
-        counts = np.zeros([len(places) - 1 for places in edges.values()], np.int32)
-        return cls(str(array.name), edges, counts, set())
-
-    def claim(self, bounds: Mapping[str, tuple[int, int]], key: str) -> tuple[slice, ...] | None:
-        """Return what a region writes, None if that is nothing or an earlier one writes it."""
-        span = tuple(bounds.get(dim, (0, max(places))) for dim, places in self.edges.items())
-        if span in self.seen or any(start == stop for start, stop in span):
-            return None
-        self.seen.add(span)
-        chunks = []
-        for (dim, places), (start, stop) in zip(self.edges.items(), span, strict=True):
-            if start not in places or stop not in places:
-                raise ValueError(
-                    f"Region {key} cuts a chunk of {self.name}: {dim} {start}..{stop} is not on "
-                    f"its chunk edges {_shorten(sorted(places))}. Choose regions of whole chunks."
-                )
-            chunks.append(slice(places[start], places[stop]))
-        self.claims[tuple(chunks)] += 1
-        return tuple(slice(start, stop) for start, stop in span)
-
-    def check_cover(self) -> None:
-        for wrong, what in (
-            (self.claims == 0, "no region covers"),
-            (self.claims > 1, "regions overlap at"),
-        ):
-            if wrong.any():
-                where = ", ".join(
-                    f"{dim} {sorted(places)[i]}..{sorted(places)[i + 1]}"
-                    for (dim, places), i in zip(
-                        self.edges.items(), np.argwhere(wrong)[0], strict=True
-                    )
-                )
-                raise ValueError(
-                    f"Regions must tile {self.name} exactly once, but {what} {where or 'it'}."
-                )
-
-
-def _shorten(edges: Sequence[int]) -> str:
-    shown = [*map(str, edges[:4]), "...", str(edges[-1])] if len(edges) > 5 else map(str, edges)
-    return ", ".join(shown)
-
-
-def _read_bounds(
-    region: Mapping[str, slice], sizes: Mapping[Hashable, int]
-) -> dict[str, tuple[int, int]]:
-    unknown = set(region) - set(sizes)
-    if unknown:
-        raise ValueError(
-            f"A region names the dimension {min(unknown)!r}; the result has "
-            f"{', '.join(map(str, sizes))}."
-        )
-    bounds = {}
-    for dim, part in region.items():
-        size = sizes[dim]
-        start = 0 if part.start is None else part.start
-        stop = size if part.stop is None else part.stop
-        if part.step not in (None, 1) or not 0 <= start <= stop <= size:
-            raise ValueError(
-                f"A region has {dim}={part}: it must be a slice of step 1 in 0..{size}."
-            )
-        bounds[dim] = (int(start), int(stop))
-    return {str(dim): bounds[str(dim)] for dim in sizes if dim in bounds}
 
 
 def _check_target(target: Path, *, resume: bool) -> bool:
@@ -337,13 +215,15 @@ def _write_regions(
     target: Path,
     plans: Sequence[RegionPlan],
     progress: Callable[[int, int, ledger.Receipt], object] | None,
+    *,
+    on_gpu: bool,
 ) -> None:
     finished = ledger.completed(target)
     missing = [plan for plan in plans if plan.key not in finished]
     done = len(plans) - len(missing)
     tasks = ((plan, _build_task(prepared, target, plan)) for plan in missing)
     client = _find_client()
-    outcomes = _compute_locally(tasks) if client is None else _compute_on(client, tasks)
+    outcomes = _compute_locally(tasks) if client is None else _compute_on(client, tasks, on_gpu)
     with closing(outcomes):
         for plan, begin, collect in outcomes:
             try:
@@ -418,21 +298,25 @@ def _compute_locally(tasks: Iterator[tuple[RegionPlan, Any]]) -> Generator[Outco
         yield plan, time.perf_counter(), task.compute
 
 
-def _compute_on(client: Any, tasks: Iterator[tuple[RegionPlan, Any]]) -> Generator[Outcome]:
+def _compute_on(
+    client: Any, tasks: Iterator[tuple[RegionPlan, Any]], on_gpu: bool
+) -> Generator[Outcome]:
     """Keep a window of regions in flight, so that the scheduler never holds the whole graph."""
     from distributed import as_completed
 
+    options, window = _place_on_gpus(client) if on_gpu else ({}, 0)
+    # `nthreads` has one entry per worker.
+    window = window or _IN_FLIGHT_PER_WORKER * max(1, len(client.nthreads()))
     pending: dict[Any, tuple[RegionPlan, float]] = {}
 
     def submit(amount: int) -> list[Any]:
         futures = []
         for plan, task in islice(tasks, amount):
-            future = client.compute(task)
+            future = client.compute(task, **options)
             pending[future] = (plan, time.perf_counter())
             futures.append(future)
         return futures
 
-    window = _IN_FLIGHT_PER_WORKER * max(1, len(client.nthreads()))
     arriving: Any = as_completed(submit(window))  # type: ignore[no-untyped-call]
     try:
         for future in arriving:
@@ -441,3 +325,18 @@ def _compute_on(client: Any, tasks: Iterator[tuple[RegionPlan, Any]]) -> Generat
             arriving.update(submit(1))
     finally:
         client.cancel(list(pending))
+
+
+def _place_on_gpus(client: Any) -> tuple[dict[str, Any], int]:
+    """Return how regions are sent to a cluster's GPUs and how many at once, 0 if it has none.
+
+    A whole region sent with ``resources={"GPU": 1}`` would hold its GPU while it is read and
+    written; asked per key, after optimisation, only the model's task takes it.
+    """
+    from terramind_cube.store.cluster import count_gpus, gpu_resources, release_memory
+
+    gpus = count_gpus(client)
+    if not gpus:
+        return {}, 0
+    release_memory()
+    return {"resources": gpu_resources}, _IN_FLIGHT_PER_GPU * gpus
