@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench ptx clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.with-core
@@ -20,8 +20,12 @@ lint: .venv/.with-dev,notebooks
 bench: .venv/.with-test
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,rounds -s
 
+# Machine code of the CUDA kernels; needs no GPU, but large compilers.
+ptx: .venv-ptx/.ready
+	.venv-ptx/bin/python -m pytest --noconftest -o filterwarnings=error tests/kernels/test_cuda_ptx.py
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .venv-ptx demo
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "terramind_cube needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -34,4 +38,9 @@ $(BIN)/python:
 
 .venv/.with-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+.venv-ptx/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ptx
+	.venv-ptx/bin/python -m pip install --quiet --constraint constraints.txt numba "numba-cuda[cu12]" pytest
 	touch $@

@@ -154,11 +154,22 @@ class TilePlan(ABC):
         """
         chunk = self.cut.chunk_px
         count = max(1, GROUP_PX // chunk)
-        per_px = sum(variable.bytes_per_px(self.grid.y.patch_px) for variable in self.variables())
-        per_px += self.sums_per_row_px() * self.grid.y.tile_px / max(1, GROUP_PX)
+        per_px = self._bytes_per_px()
         while count > 1 and per_px * (count * chunk) ** 2 > GROUP_BYTES:
             count -= 1
         return count * chunk
+
+    def _bytes_per_px(self) -> float:
+        per_px = sum(variable.bytes_per_px(self.grid.y.patch_px) for variable in self.variables())
+        return per_px + self.sums_per_row_px() * self.grid.y.tile_px / max(1, GROUP_PX)
+
+    @property
+    def group_bytes(self) -> int:
+        """What lies on the device beside a batch: results and sums, and two groups' inputs."""
+        axis = self.grid.y
+        side = min(self.group_px, max(self.grid.shape)) + 2 * axis.tile_px
+        inputs = sum(4 * len(layer.bands) + 1 for layer in self.inputs)
+        return int((self._bytes_per_px() + 2 * inputs) * side**2)
 
     def for_trial(self) -> TilePlan:
         """Return a shorter run that takes as much memory on the device."""

@@ -60,8 +60,13 @@ def with_batch(plan: Plan) -> Plan:
     if plan.spec.compute.batch:
         return plan
 
+    device = torch.device(plan.spec.compute.device)
+
     def attempt(batch: int) -> None:
+        # The pages of a CPU's memory would be there only once they are written to.
+        held = torch.empty(plan.group_bytes, dtype=torch.uint8, device=device)
         run_blank(_sized(plan.for_trial(), batch))
+        del held
 
     # A batch beyond the area's tiles would be padding; the tiles do not depend on the chunks.
     enough = 1 << (plan.grid.tile_count - 1).bit_length()

@@ -182,3 +182,21 @@ def test_a_plan_is_small_whatever_its_model(make_plan):
     plan = make_plan(2, "LULC", "S1RTC", "Coordinates")
     assert len(pickle.dumps(plan)) < 6_000
     assert dataclasses.asdict(plan.spec)["name"] == MODEL.name
+
+
+def test_a_trial_leaves_room_for_what_lies_beside_the_batch(make_plan, monkeypatch):
+    asked, empty = [], torch.empty
+
+    def spy(*shape, **options):
+        if options.get("dtype") == torch.uint8:
+            asked.append(shape[0])
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", spy)
+    monkeypatch.setattr(trial, "run_blank", lambda plan: None)
+    plan = make_plan(0, "LULC")
+    # Codes and confidence of the pixels, and twice twelve bands of reflectance and the elevation.
+    side = 112 + 2 * TILE_PX  # the area in whole patches, and the halo
+    assert asked == [plan.group_bytes]
+    assert plan.group_bytes > (1 + 4 + 2 * 4 * 13) * 100 * 80
+    assert plan.group_bytes < 2 * (1 + 4 + 2 * 4 * 13) * side**2
