@@ -162,13 +162,13 @@ class ImageCollector(_Raster):
             self._write(name, rows, values, self.statistics)
             return
         values = kernels.denormalize(values, mean=self.statistics.mean, std=self.statistics.std)
+        if f"{name}_samples" in self.arrays:
+            self._write(f"{name}_samples", rows, values)
         mean = _mean(values)
         self._write(name, rows, mean[None])
         if f"{name}_std" in self.arrays:
-            spread = _mean((values - mean).square()).sqrt()
+            spread = _mean(values.sub_(mean).square_()).sqrt_()
             self._write(f"{name}_std", rows, spread[None])
-        if f"{name}_samples" in self.arrays:
-            self._write(f"{name}_samples", rows, values)
 
     def _write(
         self, name: str, rows: slice, values: Tensor, statistics: Statistics | None = None

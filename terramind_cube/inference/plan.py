@@ -165,11 +165,11 @@ class TilePlan(ABC):
 
     @property
     def group_bytes(self) -> int:
-        """What lies on the device beside a batch: results and sums, and two groups' inputs."""
+        """What lies on the device beside a batch: inputs and results of two groups, and sums."""
         axis = self.grid.y
         side = min(self.group_px, max(self.grid.shape)) + 2 * axis.tile_px
         inputs = sum(4 * len(layer.bands) + 1 for layer in self.inputs)
-        return int((self._bytes_per_px() + 2 * inputs) * side**2)
+        return int(2 * (self._bytes_per_px() + inputs) * side**2)
 
     def for_trial(self) -> TilePlan:
         """Return a shorter run that takes as much memory on the device."""

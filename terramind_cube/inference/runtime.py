@@ -10,6 +10,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,11 +57,13 @@ __all__ = [
     "WeightsFile",
     "acquire",
     "choose_model",
+    "release_gpus",
 ]
 
 # On CPUs batches beyond 2 gain nothing (measured: 304, 307, 308 ms per tile at 2, 4, 8), and a short
 # batch wastes its padding. On a GPU a trial chooses, see `trial.largest_batch`.
 COMPUTE_BATCH = {"cpu": 2, "cuda": 0}
+_KERNELS_HINT = "kernels on GPUs need numba-cuda: pip install 'terramind-cube[cuda12]' (or cuda13)"
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,14 @@ class Compute:
         ValueError
             If the device is not there, or a number is not positive.
         """
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = device or _best_device()
         kind = chosen.partition(":")[0]
         if kind not in COMPUTE_BATCH:
             raise ValueError(f"device {chosen!r}: give one of {', '.join(COMPUTE_BATCH)}.")
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {chosen!r}: torch sees no CUDA device; use device='cpu'.")
+        if kind == "cuda" and not find_spec("numba_cuda"):
+            raise ValueError(f"device {chosen!r}: {_KERNELS_HINT}; or use device='cpu'.")
         # Resolved once: workers of other kinds must not choose for themselves, nor a resumed run.
         is_half = choose_dtype(precision, torch.device(chosen)) == torch.bfloat16
         resolved: Literal["float32", "bfloat16"] = "bfloat16" if is_half else "float32"
@@ -127,6 +132,16 @@ class Compute:
         if threads < 1 or (batch is not None and batch < 1):
             raise ValueError(f"compute_batch={batch} and threads={threads} must be at least 1.")
         return cls(chosen, resolved, COMPUTE_BATCH[kind] if batch is None else batch, threads)
+
+
+def _best_device() -> str:
+    """Return the GPU where there is one that our kernels can use."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    if not find_spec("numba_cuda"):
+        warnings.warn(f"There is a GPU, but {_KERNELS_HINT}: computing on the CPU.", stacklevel=4)
+        return "cpu"
+    return "cuda"
 
 
 @dataclass(frozen=True)
@@ -361,6 +376,14 @@ def acquire(spec: ModelSpec, *, loads: bool = True) -> Iterator[LoadedModel]:
         # Dask's workers set other thread counts; the same count everywhere keeps the bytes.
         torch.set_num_threads(spec.compute.threads)
         yield loaded
+
+
+def release_gpus() -> None:
+    """Give back the memory of GPUs that this process holds; what was there is loaded again."""
+    with _loading:
+        for key in [key for key in _parts if str(key[4]).startswith("cuda")]:
+            del _parts[key]
+    torch.cuda.empty_cache()
 
 
 def _load_extended(spec: ModelSpec, file: WeightsFile) -> TerraMind:

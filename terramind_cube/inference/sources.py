@@ -10,7 +10,7 @@ import torch
 
 from terramind_cube import kernels
 from terramind_cube.inference.staging import upload
-from terramind_cube.modalities import LULC_CLASSES, Statistics
+from terramind_cube.modalities import LULC_CLASSES, MODALITIES, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,7 +104,7 @@ class Source:
 
 def _classes(layer: InputLayer, codes: Tensor, is_valid: Tensor) -> Tensor:
     """Return class codes, 0 where they are invalid."""
-    codes = torch.where(is_valid, codes.float(), 0.0).long()
+    codes = torch.where(is_valid, codes.float(), 0.0)
     top = len(LULC_CLASSES) - 1
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= top:
         wrong = int(codes.max() if codes.max() > top else codes.min())
@@ -113,7 +113,7 @@ def _classes(layer: InputLayer, codes: Tensor, is_valid: Tensor) -> Tensor:
             f"TerraMind's classes are 0 .. {top}. Another provider's map must be translated, as "
             "load_cube does (terramind_cube.LULC_CLASSES lists both codings)."
         )
-    return codes
+    return codes.to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,14 @@ class InputBuffers:
             return torch.zeros((batch, tile, tile), dtype=torch.int64, device=device)
         if layer.form == "tokens":
             return torch.zeros((batch, layer.channels, tile, tile), device=device)
-        dtype: torch.dtype = getattr(torch, self.shape.dtype)
+        dtype: torch.dtype = getattr(torch, self._dtype(layer))
         patches = (batch, cells, cells, patch, patch, layer.channels)
         return torch.zeros(patches, dtype=dtype, device=device)
+
+    def _dtype(self, layer: InputLayer) -> Literal["float32", "bfloat16"]:
+        """Return the dtype of the first layer that sees an input; fresh embeddings stay float32."""
+        is_cast = layer.form == "pixels" and layer.modality in MODALITIES
+        return self.shape.dtype if is_cast else "float32"
 
     def fill(self, tiles: Sequence[Tile]) -> None:
         """Standardise the pixels of tiles into the first slots."""
@@ -176,7 +181,7 @@ class InputBuffers:
                 mean=[layer.statistics.mean[band] for band in bands],
                 std=[layer.statistics.std[band] for band in bands],
                 nodata=layer.nodata,
-                dtype=self.shape.dtype if layer.form == "pixels" else "float32",
+                dtype=self._dtype(layer),
                 patch_px=self.shape.patch_px if layer.form == "pixels" else None,
                 corners=corners,
                 tile_px=tile,

@@ -21,9 +21,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["copying", "download", "keep_alive", "record", "upload"]
+__all__ = ["copying", "download", "keep_alive", "record", "room_on", "upload"]
 
 _threads = threading.local()
+_rooms: dict[torch.device, threading.BoundedSemaphore] = {}
+_rooms_lock = threading.Lock()
+GROUPS_ON_DEVICE = 2
+"""Groups whose pixels or results lie on a GPU at a time: one is computed, another one copied."""
+
+
+@contextmanager
+def room_on(device: torch.device) -> Iterator[None]:
+    """Wait until a group's pixels and results have room on a device."""
+    if device.type == "cpu":
+        yield
+        return
+    with _rooms_lock:
+        room = _rooms.setdefault(device, threading.BoundedSemaphore(GROUPS_ON_DEVICE))
+    with room:
+        yield
 
 
 @contextmanager
@@ -71,13 +87,13 @@ def upload(pixels: NDArray[np.generic], device: torch.device) -> Tensor:
     given: Any = pixels
     if not isinstance(given, np.ndarray):
         return from_dlpack(given).to(device).contiguous()  # CuPy: no copy on its own device
-    if not pixels.flags.writeable or min(pixels.strides, default=0) < 0:
-        pixels = pixels.copy()  # torch knows neither
-    tensor = torch.from_numpy(pixels)
     if device.type == "cpu":
-        return tensor
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    pinned.copy_(tensor)
+        if not pixels.flags.writeable or min(pixels.strides, default=0) < 0:
+            pixels = pixels.copy()  # torch knows neither
+        return torch.from_numpy(pixels)
+    dtype = getattr(torch, pixels.dtype.name)
+    pinned = torch.empty(pixels.shape, dtype=dtype, pin_memory=True)
+    np.copyto(pinned.numpy(), pixels)
     return pinned.to(device, non_blocking=True)
 
 
@@ -99,20 +115,15 @@ def keep_alive(*tensors: Tensor) -> None:
 
 def download(arrays: Mapping[str, Tensor | NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return arrays in the memory of the host; what is there already is not copied."""
-    on_device = {
-        name: array
-        for name, array in arrays.items()
-        if isinstance(array, torch.Tensor) and array.device.type != "cpu"
-    }
-    staged = {}
-    for name, array in on_device.items():
-        keep_alive(array)
-        staged[name] = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
-        staged[name].copy_(array, non_blocking=True)
-    for array in on_device.values():
-        torch.cuda.current_stream(array.device).synchronize()
+    return {name: _download(array) for name, array in arrays.items()}
+
+
+def _download(array: Tensor | NDArray[Any]) -> NDArray[Any]:
+    if not isinstance(array, torch.Tensor) or array.device.type == "cpu":
+        return np.asarray(array)
+    keep_alive(array)
+    pinned = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
+    pinned.copy_(array, non_blocking=True)
+    torch.cuda.current_stream(array.device).synchronize()
     # Pinned memory is scarce: results must not live in it.
-    moved = {name: np.array(array.numpy()) for name, array in staged.items()}
-    return {
-        name: moved[name] if name in moved else np.asarray(array) for name, array in arrays.items()
-    }
+    return np.array(pinned.numpy())

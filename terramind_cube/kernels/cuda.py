@@ -215,8 +215,14 @@ def _queue(array: DeviceArray) -> Iterator[_Queue]:
         return
     device, pointer = _place(array)
     with cuda.gpus[device]:
-        stream = cuda.external_stream(pointer) if pointer else cuda.default_stream()
-        yield _Queue(device, pointer, stream)
+        yield _Queue(device, pointer, _stream(device, pointer))
+
+
+@lru_cache(maxsize=64)
+def _stream(device: int, pointer: int) -> Any:
+    """Return a stream of the current device as Numba's object; it knows kernels by the object."""
+    del device  # part of the key
+    return cuda.external_stream(pointer) if pointer else cuda.default_stream()
 
 
 def _place(array: DeviceArray) -> tuple[int, int]:
@@ -272,7 +278,7 @@ def _lent(numbers: NDArray[np.int64], queue: _Queue) -> Iterator[Any]:
         key = queue.device, queue.pointer
         room = _rooms.get(key)
         if room is None or room.size < flat.size:
-            # The driver frees the smaller room only after all kernels that read it.
+            # The driver frees the smaller room only after all kernels that read it (cuMemFree).
             size = max(_LEAST_ROOM, 1 << (flat.size - 1).bit_length())
             room = _rooms[key] = cuda.device_array(size, np.int64)
         room[: flat.size].copy_to_device(flat, stream=queue.stream)

@@ -7,9 +7,16 @@ decoder block is that of 4M (arXiv 2312.06647).
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "Attention",
@@ -23,12 +30,38 @@ __all__ = [
     "Mlp",
     "attend",
     "cast_linear",
+    "exact_float32",
     "interpolate_positions",
     "sincos_positions_1d",
     "sincos_positions_2d",
 ]
 
 NORM_EPSILON = 1e-6
+
+
+_exact = threading.Lock()
+_exact_users: list[bool] = []
+"""What the setting was before, once for every thread that needs it otherwise."""
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Let convolutions in float32 be what they say: on GPUs cuDNN would round inputs to TF32."""
+    if device.type == "cpu":
+        yield
+        return
+    backend: Any = torch.backends.cudnn
+    with _exact:
+        _exact_users.append(backend.allow_tf32)
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        with _exact:
+            before = _exact_users[0]
+            _exact_users.pop()
+            if not _exact_users:
+                backend.allow_tf32 = before
 
 
 class Linear(nn.Linear):

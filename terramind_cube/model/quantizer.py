@@ -51,7 +51,7 @@ class FiniteScalarQuantizer:
         ValueError
             If an id is outside of the codebook.
         """
-        codes: Tensor = kernels.fsq_dequantize(ids.contiguous(), self.levels)
+        codes: Tensor = kernels.fsq_dequantize(ids.long().contiguous(), self.levels)
         return codes
 
     def expected_codes(self, probability: Tensor) -> Tensor:

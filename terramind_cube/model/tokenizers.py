@@ -8,6 +8,7 @@ they are first needed, so that generating needs no encoder and tokenizing no dec
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ from terramind_cube.model.layers import (
     Linear,
     Mlp,
     cast_linear,
+    exact_float32,
     interpolate_positions,
     sincos_positions_2d,
 )
@@ -30,7 +32,7 @@ from terramind_cube.model.quantizer import FiniteScalarQuantizer
 from terramind_cube.model.unet import UNet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from terramind_cube.model.variants import TokenizerDescription
 
@@ -210,11 +212,29 @@ class Tokenizer(nn.Module):
             is_short = any(more >= side for more, side in zip(rest, x.shape[-2:], strict=True))
             mode = "replicate" if is_short else "reflect"
             x = F.pad(x, (0, rest[1], 0, rest[0]), mode=mode)
-        return self.quant_proj(self.encoder(x))  # type: ignore[no-any-return]
+        with exact_float32(x.device):
+            latent: Tensor = self.quant_proj(self.encoder(x))
+        return latent
 
     def tokenize(self, x: Tensor) -> Tensor:
-        """Return token ids (B, h, w), int64; see `latent` for the input."""
-        return self.quantizer.quantize(self.latent(x))
+        """Return token ids (B, h, w), int64; see `latent` for the input.
+
+        Raises
+        ------
+        ValueError
+            If the input does not fit, or so far from what a sensor measures that latents are NaN.
+        """
+        latent = self.latent(x)
+        with self._naming():
+            return self.quantizer.quantize(latent)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Say in an error of the quantizer whose it is."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.description.modality}: {error}") from error
 
     def decode(  # the public signature that all tokenizers share
         self,
@@ -251,16 +271,12 @@ class Tokenizer(nn.Module):
         """
         if ids.ndim != 3 or ids.is_floating_point():
             raise ValueError(f"Expected integer ids (B, h, w), got {ids.dtype} {tuple(ids.shape)}.")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.quantizer.size:
-            raise ValueError(
-                f"{self.description.modality}: token ids must lie in 0 .. {self.quantizer.size - 1}"
-                f", got {int(ids.min())} .. {int(ids.max())}."
-            )
         full = tuple(side * self.description.patch_px for side in ids.shape[-2:])
         height, width = size or full
         if not (0 < height <= full[0] and 0 < width <= full[1]):
             raise ValueError(f"size {size} does not fit the decoded image of {full} px.")
-        codes = self.quantizer.dequantize(ids)
+        with self._naming():
+            codes = self.quantizer.dequantize(ids)
         image = self.decode_codes(codes, steps, noise, sampler, clamp)
         return image[..., :height, :width]
 
@@ -297,11 +313,12 @@ class Tokenizer(nn.Module):
             raise ValueError(f"Unknown sampler {sampler!r}: give one of {', '.join(SAMPLERS)}.")
         noise_levels(steps, sampler)
         self.require("decoder")
-        if self.description.unet is None:
-            image = self.decoder(self.post_quant_proj(codes))
-            bounds = self._bounds(clamp, codes.device)
-            return image if bounds is None else image.clamp(*bounds)  # type: ignore[no-any-return]
-        return self._diffuse(codes, noise, steps, sampler, clamp)
+        with exact_float32(codes.device):
+            if self.description.unet is not None:
+                return self._diffuse(codes, noise, steps, sampler, clamp)
+            image: Tensor = self.decoder(self.post_quant_proj(codes))
+        bounds = self._bounds(clamp, codes.device)
+        return image if bounds is None else image.clamp(*bounds)
 
     def _diffuse(
         self, codes: Tensor, noise: Tensor | None, steps: int, sampler: Sampler, clamp: Clamp | None

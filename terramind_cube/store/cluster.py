@@ -16,9 +16,10 @@ from terramind_cube.inference.mapping import runs_model
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["count_gpus", "gpu_cluster", "gpu_resources", "release_memory"]
+__all__ = ["count_slots", "gpu_cluster", "gpu_resources"]
 
 RESOURCE = "GPU"
+SLOTS = 2
 
 
 def gpu_cluster(
@@ -30,13 +31,14 @@ def gpu_cluster(
 ) -> LocalCluster:
     """Start a Dask cluster on this machine with one process per GPU.
 
-    To each process its own GPU is ``cuda`` (so generate with ``device="cuda"``, not ``"cuda:1"``),
-    and it declares the resource ``{"GPU": 1}``. While one of its threads runs the model, the others
-    read the next tiles and write the last ones.
+    To each process its own GPU is ``cuda`` (so generate with ``device="cuda"``, not ``"cuda:1"``).
+    A task of the model takes ``{"GPU": 1}`` of the ``{"GPU": 2}`` that a process declares: the model
+    runs one at a time, while the pixels of the next one go up and the results of the last one come
+    back. Other threads read and write meanwhile.
 
     ``cube.terramind.write`` sends the model's tasks to the GPUs by itself. Other ways to compute a
-    lazy result take `gpu_resources`; without it a process still runs one task of the model at a
-    time, but those that wait for their turn occupy its threads::
+    lazy result take `gpu_resources`; without it tasks of the model that wait for their turn occupy
+    the threads of a process::
 
         with tc.gpu_cluster() as cluster, Client(cluster) as client:
             cube.terramind.write("out.zarr", ["LULC"], device="cuda")
@@ -72,7 +74,7 @@ def gpu_cluster(
         If there is no GPU and none was named.
     """
     names = _list_devices(devices)
-    options["resources"] = {**options.get("resources", {}), RESOURCE: 1}
+    options["resources"] = {**options.get("resources", {}), RESOURCE: SLOTS}
     options["threads_per_worker"] = threads_per_worker
     cuda: Any = None
     if len(set(names)) == len(names):
@@ -116,19 +118,11 @@ def gpu_resources(key: object) -> dict[str, float]:
     return {RESOURCE: 1} if runs_model(key) else {}
 
 
-def count_gpus(client: Any) -> int:
-    """Return how many GPUs the workers of a distributed client declare."""
+def count_slots(client: Any) -> int:
+    """Return how many tasks of a model the workers of a distributed client take at once."""
     # All of them: some versions of distributed show five unless they are told otherwise.
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return sum(int(worker["resources"].get(RESOURCE, 0)) for worker in workers)
-
-
-def release_memory() -> None:
-    """Give back the memory of the GPU that this process keeps after a trial of the compute batch.
-
-    A worker on the same GPU needs as much.
-    """
-    torch.cuda.empty_cache()
 
 
 def _list_devices(devices: Sequence[int | str] | str | None) -> list[str]:

@@ -14,6 +14,8 @@ import shutil
 import time
 import uuid
 import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -32,6 +34,7 @@ from terramind_cube.store.regions import RegionPlan, plan_regions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
@@ -41,7 +44,8 @@ __all__ = ["RegionError", "write_result"]
 
 # One is computed while the next is read; beside a GPU the last one is still being written.
 _IN_FLIGHT_PER_WORKER = 2
-_IN_FLIGHT_PER_GPU = 3
+_IN_FLIGHT_PER_SLOT = 2
+_AHEAD_OF_GPU = 3
 
 
 class RegionError(ValueError):
@@ -223,7 +227,8 @@ def _write_regions(
     done = len(plans) - len(missing)
     tasks = ((plan, _build_task(prepared, target, plan)) for plan in missing)
     client = _find_client()
-    outcomes = _compute_locally(tasks) if client is None else _compute_on(client, tasks, on_gpu)
+    compute = _compute_locally if client is None else partial(_compute_on, client)
+    outcomes = compute(tasks, on_gpu)
     with closing(outcomes):
         for plan, begin, collect in outcomes:
             try:
@@ -293,9 +298,26 @@ def _find_client() -> Any:
     return owner if hasattr(owner, "scheduler_info") else None
 
 
-def _compute_locally(tasks: Iterator[tuple[RegionPlan, Any]]) -> Generator[Outcome]:
-    for plan, task in tasks:
-        yield plan, time.perf_counter(), task.compute
+def _compute_locally(tasks: Iterator[tuple[RegionPlan, Any]], on_gpu: bool) -> Generator[Outcome]:
+    if not on_gpu:
+        for plan, task in tasks:
+            yield plan, time.perf_counter(), task.compute
+        return
+    # A GPU computes one region while the next one is read and the last one written.
+    pending: deque[tuple[RegionPlan, float, Future[dict[str, str]]]] = deque()
+    with ThreadPoolExecutor(_AHEAD_OF_GPU) as pool:
+        try:
+            for plan, task in tasks:
+                pending.append((plan, time.perf_counter(), pool.submit(task.compute)))
+                if len(pending) == _AHEAD_OF_GPU:
+                    first, begin, future = pending.popleft()
+                    yield first, begin, future.result
+            while pending:
+                first, begin, future = pending.popleft()
+                yield first, begin, future.result
+        finally:
+            for _, _, future in pending:
+                future.cancel()
 
 
 def _compute_on(
@@ -333,10 +355,12 @@ def _place_on_gpus(client: Any) -> tuple[dict[str, Any], int]:
     A whole region sent with ``resources={"GPU": 1}`` would hold its GPU while it is read and
     written; asked per key, after optimisation, only the model's task takes it.
     """
-    from terramind_cube.store.cluster import count_gpus, gpu_resources, release_memory
+    from terramind_cube.inference.runtime import release_gpus
+    from terramind_cube.store.cluster import count_slots, gpu_resources
 
-    gpus = count_gpus(client)
-    if not gpus:
+    slots = count_slots(client)
+    if not slots:
         return {}, 0
-    release_memory()
-    return {"resources": gpu_resources}, _IN_FLIGHT_PER_GPU * gpus
+    # A trial of the compute batch left the model here; a worker on the same GPU needs the memory.
+    release_gpus()
+    return {"resources": gpu_resources}, _IN_FLIGHT_PER_SLOT * slots

@@ -7,8 +7,9 @@ refuses to become a NumPy array, and what NumPy and torch may ask of it is what 
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 
-import dask.array as da
 import numpy as np
 import pytest
 import torch
@@ -88,6 +89,7 @@ def elsewhere(cube, side):
         data = moved[name].data
         meta = Elsewhere(np.empty((0,) * data.ndim, data.dtype))
         moved[name] = moved[name].copy(data=data.map_blocks(Elsewhere, meta=meta))
+        assert isinstance(moved[name].data._meta, Elsewhere)
     return moved
 
 
@@ -158,6 +160,28 @@ def test_copies_have_a_stream_of_their_own_and_are_done_at_the_end(monkeypatch):
     assert told == [*first, "begin", ("waits for", "computing"), "down", "done", "end"]
 
 
-def test_meta_of_the_stand_in_is_kept(cube):
-    assert isinstance(elsewhere(cube, 64).S2L2A.data, da.Array)
-    assert isinstance(elsewhere(cube, 64).S2L2A.data._meta, Elsewhere)
+def test_a_gpu_holds_two_groups_at_a_time(monkeypatch):
+    monkeypatch.setattr(staging, "_rooms", {})
+    device, inside, most = torch.device("cuda:0"), [], []
+    gate = threading.Event()
+
+    def hold():
+        with staging.room_on(device):
+            inside.append(1)
+            most.append(len(inside))
+            gate.wait(5)
+            inside.pop()
+
+    threads = [threading.Thread(target=hold) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    while len(inside) < 2:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    assert len(inside) == 2
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 2
+    with staging.room_on(torch.device("cpu")), staging.room_on(torch.device("cpu")):
+        assert len(staging._rooms) == 1  # memory of the host has no such bound

@@ -13,7 +13,7 @@ from terramind_cube.inference.sources import (
     TileShape,
     usable_tiles,
 )
-from terramind_cube.modalities import MODALITIES, V1_STATISTICS, standardize
+from terramind_cube.modalities import MODALITIES, V1_STATISTICS, Statistics, standardize
 from terramind_cube.model.embeddings import patchify
 
 CPU = torch.device("cpu")
@@ -57,13 +57,14 @@ def test_patches_are_those_of_the_standardised_image(name, dtype):
     assert found.shape == (3, 2, 2, 16, 16, row.channels)
     values = standardize(name, padded(pixels, 80, 80))
     values[:, 5, 7] = 0
+    exact = InputBuffers([source], (100, 200), 3, SHAPE)
+    exact.fill(tiles)
+    assert torch.equal(found, exact.images()[name].to(found.dtype))
     for slot, (y, x) in enumerate(tiles):
         image = torch.from_numpy(values[None, :, y - 100 : y - 68, x - 200 : x - 168])
         expected = patchify(image.contiguous(), 16)[0]
-        atol = 1e-5 if dtype == "float32" else 0.05
-        torch.testing.assert_close(
-            found[slot].float().reshape(4, -1), expected, rtol=1e-2, atol=atol
-        )
+        patches = exact.images()[name][slot].reshape(4, -1)
+        torch.testing.assert_close(patches, expected, rtol=1e-5, atol=1e-5)
     assert (found[2] == 0).all()
 
 
@@ -141,3 +142,13 @@ def test_other_numbers_are_read_as_floats(dtype):
     pixels = window("S2L2A", 12)
     source = Source(layer("S2L2A"), pixels.astype(dtype), (70, 61), CPU)
     np.testing.assert_array_equal(source.pixels, pixels.astype(np.float32))
+
+
+def test_an_embedding_of_ones_own_sees_float32():
+    """It is not cast with the model's."""
+    row = InputLayer("soil", "pixels", np.nan, Statistics((1.0,), (2.0,)), (0,), ("soil",))
+    shape = TileShape(32, 16, "bfloat16")
+    source = Source(row, np.full((1, 32, 32), 1.2345, np.float32), (32, 32), CPU)
+    buffers = InputBuffers([source], (0, 0), 1, shape)
+    buffers.fill([(0, 0)])
+    np.testing.assert_allclose(buffers.images()["soil"], 0.11725, rtol=1e-6)

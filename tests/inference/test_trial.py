@@ -11,7 +11,7 @@ from small import MODEL, TILE_PX, make_cube, tokenizers
 
 from terramind_cube.cube.layout import read_layout
 from terramind_cube.grid import Region
-from terramind_cube.inference import features, generate, trial
+from terramind_cube.inference import features, generate, runtime, trial
 from terramind_cube.inference.execution import run_group
 from terramind_cube.inference.runtime import Compute, WeightsChoice
 from terramind_cube.inference.variables import Ensemble
@@ -200,3 +200,21 @@ def test_a_trial_leaves_room_for_what_lies_beside_the_batch(make_plan, monkeypat
     assert asked == [plan.group_bytes]
     assert plan.group_bytes > (1 + 4 + 2 * 4 * 13) * 100 * 80
     assert plan.group_bytes < 2 * (1 + 4 + 2 * 4 * 13) * side**2
+
+
+def test_a_gpu_without_our_kernels_is_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match=r"pip install 'terramind-cube\[cuda12\]'"):
+        assert Compute.choose(None, "float32").device == "cpu"
+    with pytest.raises(ValueError, match="numba-cuda.*device='cpu'"):
+        Compute.choose("cuda", "float32")
+    monkeypatch.setattr(runtime, "find_spec", lambda name: object())
+    assert Compute.choose(None, "float32").device == "cuda"
+
+
+def test_models_on_gpus_can_be_given_back(monkeypatch):
+    parts = {("model", "m", None, "f", device, "float32", ()): device for device in ("cpu", "cuda")}
+    monkeypatch.setattr(runtime, "_parts", parts)
+    runtime.release_gpus()
+    assert list(parts.values()) == ["cpu"]

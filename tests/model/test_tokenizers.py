@@ -128,8 +128,8 @@ def test_tokens_of_a_rectangle_have_its_shape(tokenizer):
         (lambda t: t.latent(torch.zeros(1, 9, 32, 32)), r"expected \(B, 10, H, W\)"),
         (lambda t: t.latent(torch.full((1, 32, 32), 11)), r"codes must lie in 0 \.\. 9"),
         (lambda t: t.decode(torch.zeros(1, 2, 2)), "integer ids"),
-        (lambda t: t.decode(torch.full((1, 2, 2), 4375)), r"must lie in 0 \.\. 4374"),
-        (lambda t: t.decode(torch.full((1, 2, 2), -1)), r"must lie in 0 \.\. 4374"),
+        (lambda t: t.decode(torch.full((1, 2, 2), 4375)), r"LULC: ids: expected 0 \.\. 4374"),
+        (lambda t: t.decode(torch.full((1, 2, 2), -1)), r"LULC: ids: expected 0 \.\. 4374"),
         (lambda t: t.decode(torch.zeros(1, 2, 2).long(), size=(33, 32)), "does not fit"),
     ],
 )
@@ -416,3 +416,34 @@ def test_both_families_have_a_tokenizer_of_the_same_six_modalities():
         assert {name for group, name in TOKENIZERS if group == family} == modalities
     assert [row.unet is None for row in TOKENIZERS.values() if row.family == "v1"].count(True) == 1
     assert TOKENIZERS["v1", "LULC"].unet is None
+
+
+def test_pixels_that_no_sensor_measures_are_named():
+    tokenizer = load_tokenizer("DEM", family="nano")
+    image = torch.zeros(1, 1, 32, 32)
+    image[0, 0, 3, 4] = -3.4e38
+    with pytest.raises(ValueError, match=r"DEM: latent: .*NaN"):
+        tokenizer.tokenize(image)
+
+
+def test_any_integers_are_ids():
+    tokenizer = load_tokenizer("LULC", family="nano")
+    ids = torch.tensor([[[3, 200], [17, 0]]])
+    expected = tokenizer.decode(ids)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        torch.testing.assert_close(tokenizer.decode(ids.to(dtype)), expected, rtol=0, atol=0)
+
+
+def test_convolutions_of_float32_are_not_rounded_to_tf32_on_a_gpu(monkeypatch):
+    from terramind_cube.model.layers import exact_float32
+
+    backend = torch.backends.cudnn
+    monkeypatch.setattr(backend, "allow_tf32", True)
+    gpu = torch.device("cuda:0")
+    with exact_float32(gpu):
+        with exact_float32(gpu):
+            assert not backend.allow_tf32
+        assert not backend.allow_tf32
+    assert backend.allow_tf32
+    with exact_float32(torch.device("cpu")):
+        assert backend.allow_tf32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from terramind_cube.inference import plan as plan_module
 from terramind_cube.inference.mapping import generated_regions, read_fingerprint, runs_model
 from terramind_cube.store import completed, conventions, write_result, writer
 from terramind_cube.store.regions import plan_regions
+from terramind_cube.store.writer import RegionError
 
 QUIET = {"dashboard_address": ":0", "silence_logs": False}
 REGIONS = 8  # two dates of 2 x 2 groups
@@ -151,8 +153,8 @@ def test_a_cluster_without_declared_gpus_is_used_as_it_is(result, whole, tmp_pat
     assert read_bytes(path) == read_bytes(whole)
 
 
-def test_three_regions_are_in_flight_per_gpu(mixed):
-    assert writer._place_on_gpus(mixed) == ({"resources": tc.gpu_resources}, 3)
+def test_two_regions_are_in_flight_for_each_task_that_gpus_take(mixed):
+    assert writer._place_on_gpus(mixed) == ({"resources": tc.gpu_resources}, 2)
 
 
 @pytest.mark.parametrize(
@@ -236,10 +238,10 @@ def test_each_process_has_a_gpu_of_its_own(two_processes):
     assert {mine for _, _, mine, _ in seen} == {"1"}
     assert all("torch" not in modules for *_, modules in seen)
     workers = list(two_processes.scheduler_info(n_workers=-1)["workers"].values())
-    assert [worker["resources"] for worker in workers] == [{"GPU": 1}] * 2
+    assert [worker["resources"] for worker in workers] == [{"GPU": 2}] * 2
     assert [worker["nthreads"] for worker in workers] == [4, 4]
     assert [worker["memory_limit"] for worker in workers] == [2 << 30] * 2
-    assert writer._place_on_gpus(two_processes)[1] == 6
+    assert writer._place_on_gpus(two_processes)[1] == 8
 
 
 def test_a_process_that_dies_comes_back_on_its_gpu(two_processes):
@@ -289,6 +291,44 @@ def test_devices_are_those_that_are_seen_or_named(monkeypatch, visible, count, d
     assert started == [
         {
             "CUDA_VISIBLE_DEVICES": chosen, "threads_per_worker": 4, "memory_limit": None,
-            "resources": {"disk": 2, "GPU": 1}, "protocol": "tcp",
+            "resources": {"disk": 2, "GPU": 2}, "protocol": "tcp",
         }
     ]  # fmt: skip
+
+
+def test_without_a_cluster_a_gpu_is_kept_busy_too(result, whole, tmp_path, monkeypatch):
+    """One region is computed while the next one is read and the last one written."""
+    spans, run_group = [], mapping.run_group
+
+    def run(*args):
+        begin = time.perf_counter()
+        time.sleep(0.05)
+        values = run_group(*args)
+        spans.append((threading.current_thread().name, begin, time.perf_counter()))
+        return values
+
+    monkeypatch.setattr(mapping, "run_group", run)
+    with dask.config.set(scheduler="synchronous"):
+        ours = write(result, tmp_path / "gpu.zarr")
+        at_once = [sum(start <= begin < end for _, start, end in spans) for _, begin, _ in spans]
+        assert max(at_once) > 1
+        spans.clear()
+        theirs = write(result, tmp_path / "cpu.zarr", device="cpu")
+        assert len({name for name, _, _ in spans}) == 1
+    assert read_bytes(ours) == read_bytes(theirs) == read_bytes(whole)
+
+
+def test_a_region_that_fails_ends_the_others(result, tmp_path, monkeypatch):
+    started = []
+
+    def run(plan, region, *args):
+        started.append(region)
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(mapping, "run_group", run)
+    with (
+        dask.config.set(scheduler="synchronous"),
+        pytest.raises(RegionError, match="no such luck"),
+    ):
+        write(result, tmp_path / "out.zarr")
+    assert len(started) <= 3
