@@ -106,7 +106,7 @@ def load_model(
         with torch.device("meta"):
             model = TerraMind(description)
         _fill(model, path)
-    place = torch.device(device)
+    place = _read_device(device)
     model.cast(choose_dtype(precision, place))
     return _finish(model, place, path, packed)
 
@@ -171,7 +171,7 @@ def load_tokenizer(
         As in `load_model`.
     """
     description = describe_tokenizer(modality, family)
-    place = torch.device(device)
+    place = _read_device(device)
     dtype = choose_dtype(precision, place)
     path = None
     if weights is not None:
@@ -255,6 +255,13 @@ def _inspect(
 def tensor_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that a checkpoint of the network holds, by name."""
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def _read_device(device: str | torch.device) -> torch.device:
+    place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r}: torch sees no CUDA device; use device='cpu'.")
+    return place
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:

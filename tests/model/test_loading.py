@@ -331,3 +331,11 @@ def test_bfloat16_tokenizer_stays_close_to_float32(tokenizer_file):
     assert dtypes["encoder.post_mlp.fc1.weight"] == torch.float32
     assert dtypes["encoder.blocks.0.attn.qkv.weight"] == torch.bfloat16
     assert dtypes["decoder.out.2.weight"] == torch.bfloat16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named():
+    for load in (lambda: load_model("terramind_nano", device="cuda"),
+                 lambda: load_tokenizer("LULC", device="cuda:1")):  # fmt: skip
+        with pytest.raises(ValueError, match=r"device 'cuda(:1)?': torch sees no CUDA device"):
+            load()
