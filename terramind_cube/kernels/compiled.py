@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +33,23 @@ def kernel(function: Callable[..., Any]) -> Any:
     and one thread already saturates the memory. Never `fastmath`: it would round differently.
     """
     function.__qualname__ += f"_{_VERSION:08x}"
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # Numba finds no folder to keep it in
+        _warn_without_cache()
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def part(function: Callable[..., Any]) -> Any:
     """Compile a function as part of kernels."""
     return numba.njit(nogil=True)(function)
+
+
+@lru_cache(maxsize=1)
+def _warn_without_cache() -> None:
+    """Say once what it costs, and what helps."""
+    warnings.warn(
+        "The kernels are compiled anew in every process: there is no writable folder for Numba's "
+        "cache. Set NUMBA_CACHE_DIR to one.",
+        stacklevel=2,
+    )

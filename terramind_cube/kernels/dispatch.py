@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import operator
+import reprlib
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,14 +25,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
+    from numpy.typing import NDArray
+
 __all__ = [
     "Array",
     "Held",
+    "dtype_name",
     "engine_of",
     "hold",
     "input_array",
+    "number",
+    "numbers",
     "output_array",
     "refuse_overlap",
+    "whole",
 ]
 
 Array: TypeAlias = Any
@@ -119,24 +128,30 @@ class Held:
 
     def any_nan(self) -> bool:
         """Whether any number is NaN; waits for the device."""
+        if not self.size:
+            return False
         values = self._computing()
-        return bool(self.size and (values != values).any())  # noqa: PLR0124  # of every kind
+        return bool((values != values).any())  # noqa: PLR0124  # of every kind
 
     def bounds(self) -> tuple[int, int]:
         """Return the least and the greatest number of an array that is not empty."""
         values = self._computing()
+        if hasattr(values, "aminmax"):  # of torch: waits for a GPU once
+            torch: Any = sys.modules["torch"]
+            least, greatest = torch.stack(values.aminmax()).tolist()
+            return least, greatest
         return int(values.min()), int(values.max())
 
     def _computing(self) -> Any:
         """Return the array with methods that compute."""
         if hasattr(self.view, "min"):
             return self.view
+        engine_of(self)  # which says what is missing
         for library, convert in (("cupy", "asarray"), ("torch", "as_tensor")):
-            if library in sys.modules:
-                return getattr(sys.modules[library], convert)(self.view)
-        raise ValueError(
-            f"{self.name}: import cupy or torch, so that a {self.kind} can be checked."
-        )
+            module: Any = sys.modules.get(library)
+            if module is not None and module.cuda.is_available():  # torch may be without CUDA
+                return getattr(module, convert)(self.view)
+        return importlib.import_module("numba.cuda").as_cuda_array(self.view).copy_to_host()
 
 
 class _Bare:
@@ -174,9 +189,11 @@ def hold(array: Array, name: str) -> Held:
         return _hold_tensor(array, name)
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is None:
+        is_lazy = type(array).__module__.partition(".")[0] in ("xarray", "dask")
         raise TypeError(
             f"{name}: expected a NumPy array, a torch tensor or a CuPy array, "
-            f"got {type(array).__name__}."
+            f"got {type(array).__name__}"
+            f"{': use cube.terramind.normalize, or its values' if is_lazy else ''}."
         )
     is_cupy = isinstance(array, getattr(sys.modules.get("cupy"), "ndarray", ()))
     kind, device = (
@@ -286,9 +303,7 @@ def output_array(
         )
     if held.is_on_host:
         is_writable = held.view.flags.writeable
-        strides = zip(held.view.strides, held.shape, strict=True)
-        is_repeated = held.size > 0 and any(step == 0 and n > 1 for step, n in strides)
-        if not is_writable or is_repeated or not held.view.dtype.isnative:
+        if not is_writable or _is_repeated(held.view) or not held.view.dtype.isnative:
             is_or_has = "is read-only" if not is_writable else "repeats elements or swaps bytes"
             raise ValueError(f"{name}: expected an array to write to, got one that {is_or_has}.")
     elif _interface(held)["data"][1]:
@@ -296,24 +311,88 @@ def output_array(
     return held
 
 
-def refuse_overlap(read: Held, written: Held) -> None:
-    """Refuse an input that would be overwritten while it is read."""
-    if read.is_on_host:
+def refuse_overlap(written: Sequence[Held], read: Sequence[Held | None] = ()) -> None:
+    """Refuse outputs that share memory with an input or with each other."""
+    for i, output in enumerate(written):
+        for other in (*read, *written[:i]):
+            if other is not None and _is_shared(other, output):
+                raise ValueError(
+                    f"{output.name}: expected memory of its own, "
+                    f"got an array that overlaps {other.name}."
+                )
+
+
+def numbers(
+    values: Any, name: str, expected: str, ndim: int = 1, is_whole: bool = False
+) -> NDArray[Any]:
+    """Return an argument that is a number or a sequence of numbers.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    try:
+        found = np.asarray(values)
+        is_number = found.dtype.kind in ("iu" if is_whole else "iuf") and found.ndim == ndim
+    except (RuntimeError, TypeError, ValueError):  # ragged, or a tensor that NumPy cannot read
+        is_number = False
+    if not is_number or isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name}: expected {expected}, got {reprlib.repr(values)}.")
+    return found
+
+
+def number(value: Any, name: str) -> float:
+    """Return an argument that is one number; see `numbers`."""
+    return float(numbers(value, name, "a number", 0))
+
+
+def whole(value: Any, name: str, expected: str = "a whole number") -> int:
+    """Return an argument that is one whole number; nothing is truncated."""
+    with suppress(TypeError):
+        if not isinstance(value, bool):
+            return operator.index(value)
+    raise ValueError(f"{name}: expected {expected}, got {reprlib.repr(value)}.")
+
+
+def dtype_name(dtype: Any, taken: Sequence[str]) -> str:
+    """Return the name of a dtype that is given as such, as a NumPy or torch dtype, or as a type."""
+    name = dtype.__name__ if isinstance(dtype, type) else str(dtype).removeprefix("torch.")
+    if name not in taken:
+        raise ValueError(f"dtype: expected {' or '.join(map(repr, taken))}, got {dtype!r}.")
+    return name
+
+
+def _is_shared(one: Held, other: Held) -> bool:
+    """Return whether two arrays share memory; where that is too hard to tell, they may."""
+    if one.is_on_host != other.is_on_host:
+        return False
+    if one.is_on_host:
         try:
-            is_shared = np.shares_memory(read.view, written.view, max_work=_OVERLAP_WORK)  # type: ignore[arg-type]
+            return np.shares_memory(one.view, other.view, max_work=_OVERLAP_WORK)  # type: ignore[arg-type]
         except np.exceptions.TooHardError:
-            is_shared = False
-    else:
-        starts = [_interface(held)["data"][0] for held in (read, written)]
-        ends = [
-            start + held.size * np.dtype(_interface(held)["typestr"]).itemsize
-            for start, held in zip(starts, (read, written), strict=True)
-        ]
-        is_shared = max(starts) < min(ends)
-    if is_shared:
-        raise ValueError(
-            f"{written.name}: expected memory of its own, got an array that overlaps {read.name}."
-        )
+            return True
+    spans = []
+    for held in (one, other):
+        interface = _interface(held)
+        start = interface["data"][0]
+        spans.append((start, start + held.size * np.dtype(interface["typestr"]).itemsize))
+    (start, end), (first, last) = spans
+    return bool(max(start, first) < min(end, last))
+
+
+def _is_repeated(array: NDArray[Any]) -> bool:
+    """Return whether two places of an array may be one in memory.
+
+    They are not where each axis steps over all that the axes of smaller steps cover.
+    """
+    covered = array.itemsize
+    for step, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True)):
+        if n > 1:
+            if step < covered:
+                return array.size > 0
+            covered += (n - 1) * step
+    return False
 
 
 def _interface(held: Held) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from terramind_cube.kernels.dispatch import engine_of, hold, input_array, output_array
+from terramind_cube.kernels.dispatch import (
+    engine_of,
+    hold,
+    input_array,
+    numbers,
+    output_array,
+    refuse_overlap,
+    whole,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,13 +59,14 @@ def blend_accumulate(
     sums = _ring_sums(total, weight, tile)
     if sums[0].shape[0] != tile.shape[0]:
         raise ValueError(f"total: expected {tile.shape[0]} channels, got {sums[0].shape}.")
-    numbers = tuple(int(number) for number in place)
-    if len(numbers) != 6:
-        raise ValueError(f"place: expected 6 numbers, got {numbers}.")
-    tile_row, tile_column, _, column, rows, columns = numbers
+    refuse_overlap(sums, (tile, factors))
+    six = tuple(numbers(place, "place", "6 whole numbers", is_whole=True).tolist())
+    if len(six) != 6:
+        raise ValueError(f"place: expected 6 whole numbers, got {six}.")
+    tile_row, tile_column, _, column, rows, columns = six
     kept, width = sums[1].shape
     if (
-        min(numbers) < 0
+        min(six) < 0
         or tile_row + rows > tile.shape[1]
         or tile_column + columns > tile.shape[2]
         or rows > kept
@@ -65,13 +74,11 @@ def blend_accumulate(
     ):
         raise ValueError(
             f"place: expected a part of a tile {tile.shape[1:]} that goes into {kept} rows "
-            f"of {width} columns, got {numbers} (first row and column in the tile, row, column, "
+            f"of {width} columns, got {six} (first row and column in the tile, row, column, "
             "rows, columns)."
         )
     if rows and columns:
-        engine_of(tile).blend_accumulate(
-            tile.view, factors.view, numbers, sums[0].view, sums[1].view
-        )
+        engine_of(tile).blend_accumulate(tile.view, factors.view, six, sums[0].view, sums[1].view)
 
 
 def blend_finish(total: Array, weight: Array, first_row: int, out: Array) -> Array:
@@ -103,12 +110,14 @@ def blend_finish(total: Array, weight: Array, first_row: int, out: Array) -> Arr
         raise ValueError(f"out: expected shape (K, n, W), got {held.shape}.")
     (channels, kept, width), rows = sums[0].shape, held.shape[1]
     output_array(out, "out", (channels, rows, width), ("float32",), sums[0])
-    if rows > kept or first_row < 0:
+    refuse_overlap((*sums, held))
+    first = whole(first_row, "first_row")
+    if rows > kept or first < 0:
         raise ValueError(
-            f"out: expected at most {kept} rows from row 0 on, got {rows} from row {first_row} on."
+            f"out: expected at most {kept} rows from row 0 on, got {rows} from row {first} on."
         )
     if held.size:
-        engine_of(held).blend_finish(sums[0].view, sums[1].view, int(first_row), held.view)
+        engine_of(held).blend_finish(sums[0].view, sums[1].view, first, held.view)
     return held.array
 
 
@@ -138,26 +147,28 @@ def class_map(
     TypeError, ValueError
         If arrays do not fit.
     """
-    numbers = input_array(probability, "probability", ("float32",))
-    if len(numbers.shape) < 2 or not 1 <= numbers.shape[0] <= _MOST_CLASSES:
+    given = input_array(probability, "probability", ("float32",))
+    if len(given.shape) < 2 or not 1 <= given.shape[0] <= _MOST_CLASSES:
         raise ValueError(
             f"probability: expected shape (C, H, W) of 1 .. {_MOST_CLASSES} classes, "
-            f"got {numbers.shape}."
+            f"got {given.shape}."
         )
-    count, inner = numbers.shape[0], numbers.shape[1:]
-    codes = output_array(classes, "classes", inner, ("uint8",), numbers)
-    certain = output_array(confidence, "confidence", inner, ("float32",), numbers)
+    count, inner = given.shape[0], given.shape[1:]
+    codes = output_array(classes, "classes", inner, ("uint8",), given)
+    certain = output_array(confidence, "confidence", inner, ("float32",), given)
+    refuse_overlap((codes, certain), (given,))
     pixels = math.prod(inner)
     targets = codes.merged_out(pixels), certain.merged_out(pixels)
     if pixels:
-        engine_of(numbers).class_map(numbers.merged(count, pixels), *targets)
+        engine_of(given).class_map(given.merged(count, pixels), *targets)
     return codes.array, certain.array
 
 
 def _ring_sums(total: Any, weight: Any, like: Held) -> tuple[Held, Held]:
     """Check sums (K, R, W) and weights (R, W) of a ring of rows."""
-    shape = tuple(getattr(total, "shape", ()))
+    shape = hold(total, "total").shape
     sums = output_array(total, "total", shape, ("float32",), like)
     if len(shape) != 3 or shape[1] < 1:
         raise ValueError(f"total: expected shape (K, R, W) of at least one row, got {shape}.")
+    hold(weight, "weight")  # which None is not
     return sums, output_array(weight, "weight", shape[1:], ("float32",), like)

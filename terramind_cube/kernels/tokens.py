@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from terramind_cube.kernels.dispatch import engine_of, hold, input_array, output_array
+from terramind_cube.kernels.dispatch import (
+    engine_of,
+    hold,
+    input_array,
+    numbers,
+    output_array,
+    refuse_overlap,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["fsq_dequantize", "fsq_quantize", "philox_normal", "philox_uniform"]
 
-_IDS = ("int64", "int32")
+_IDS, _CELLS = ("int64", "int32"), ("rows", "cols")
+_MOST_LEVELS = 2**22
+"""`scalars.round_half_even` is exact below it."""
 
 
 def fsq_quantize(latent: Array, levels: Sequence[int], out: Array | None = None) -> Array:
@@ -35,7 +44,7 @@ def fsq_quantize(latent: Array, levels: Sequence[int], out: Array | None = None)
     latent : array of float32, shape (B, L, h, w)
         Or any other axes behind the second; C-contiguous on a GPU, where this waits for it.
     levels : sequence of int, length L
-        Levels of each latent, at least 2.
+        Levels of each latent, 2 .. 2**22.
     out : array of int64 or int32, shape (B, h, w), optional
         Written to and returned, if given.
 
@@ -49,21 +58,22 @@ def fsq_quantize(latent: Array, levels: Sequence[int], out: Array | None = None)
     TypeError, ValueError
         If arrays do not fit, or a latent is NaN; nothing is written then.
     """
-    numbers = input_array(latent, "latent", ("float32",))
+    given = input_array(latent, "latent", ("float32",))
     digits = _whole_levels(levels)
-    if len(numbers.shape) < 2 or numbers.shape[1] != len(digits):
+    if len(given.shape) < 2 or given.shape[1] != len(digits):
         raise ValueError(
             f"latent: expected shape (B, {len(digits)}, ...) for {len(digits)} levels, "
-            f"got {numbers.shape}."
+            f"got {given.shape}."
         )
-    batch, inner = numbers.shape[0], numbers.shape[2:]
-    held = output_array(out, "out", (batch, *inner), _IDS, numbers)
+    batch, inner = given.shape[0], given.shape[2:]
+    held = output_array(out, "out", (batch, *inner), _IDS, given)
+    refuse_overlap((held,), (given,))
     _check_width(held, digits)
     target = held.merged_out(batch, math.prod(inner))
-    if numbers.any_nan():
+    if given.any_nan():
         raise ValueError("latent: expected numbers, got NaN, which is nearest to no token.")
     if held.size:
-        source = numbers.merged(batch, len(digits), math.prod(inner))
+        source = given.merged(batch, len(digits), math.prod(inner))
         engine_of(held).fsq_quantize(source, digits, target)
     return held.array
 
@@ -76,7 +86,7 @@ def fsq_dequantize(ids: Array, levels: Sequence[int], out: Array | None = None) 
     ids : array of int64 or int32, shape (B, h, w)
         Or any other axes behind the first; C-contiguous on a GPU, where this waits for it.
     levels : sequence of int, length L
-        Levels of each code, at least 2.
+        Levels of each code, 2 .. 2**22.
     out : array of float32, shape (B, L, h, w), optional
         Written to and returned, if given.
 
@@ -96,6 +106,7 @@ def fsq_dequantize(ids: Array, levels: Sequence[int], out: Array | None = None) 
         raise ValueError("ids: expected shape (B, ...), got ().")
     batch, inner = tokens.shape[0], tokens.shape[1:]
     held = output_array(out, "out", (batch, len(digits), *inner), ("float32",), tokens)
+    refuse_overlap((held,), (tokens,))
     target = held.merged_out(batch, len(digits), math.prod(inner))
     if not tokens.size:
         return held.array
@@ -149,9 +160,10 @@ def philox_normal(
 
 def _whole_levels(levels: Sequence[int]) -> tuple[int, ...]:
     """Return the levels of a quantizer."""
-    found = tuple(int(level) for level in levels)
-    if not found or min(found) < 2 or found != tuple(levels):
-        raise ValueError(f"levels: expected whole numbers of at least 2, got {tuple(levels)}.")
+    expected = f"whole numbers in 2 .. {_MOST_LEVELS}"
+    found = tuple(numbers(levels, "levels", expected, is_whole=True).tolist())
+    if not found or min(found) < 2 or max(found) > _MOST_LEVELS:
+        raise ValueError(f"levels: expected {expected}, got {found}.")
     if math.prod(found) > np.iinfo(np.int64).max:
         raise ValueError(f"levels: expected a codebook that int64 can count, got {found}.")
     return found
@@ -171,7 +183,8 @@ def _philox(
     output_array(out, "out", held.shape, ("float32",), held)
     count = math.prod(held.shape[:-1])
     _check_cells(cells, count)
-    words = tuple(int(word) for word in key)
+    refuse_overlap((held,), [hold(array, axis) for array, axis in zip(cells, _CELLS, strict=True)])
+    words = tuple(numbers(key, "key", "two words of 32 bits", is_whole=True).tolist())
     if len(words) != 2 or not all(0 <= word < 2**32 for word in words):
         raise ValueError(f"key: expected two words of 32 bits, got {key!r}.")
     target = held.merged_out(count, held.shape[-1])
@@ -182,7 +195,7 @@ def _philox(
 
 def _check_cells(cells: tuple[Array, Array], count: int) -> None:
     """Refuse world cells that are not as many as the numbers' places."""
-    for name, array in zip(("rows", "cols"), cells, strict=True):
+    for name, array in zip(_CELLS, cells, strict=True):
         if not isinstance(array, np.ndarray) or array.dtype != np.int64 or array.shape != (count,):
             kind = getattr(array, "dtype", type(array).__name__)
             raise ValueError(

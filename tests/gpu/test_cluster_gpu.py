@@ -68,4 +68,4 @@ def test_every_gpu_gets_a_process():
     with tc.gpu_cluster(**QUIET) as cluster, Client(cluster) as client:
         assert len(client.run(os.getpid)) == torch.cuda.device_count()
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        assert all(worker["resources"] == {"GPU": 1} for worker in workers)
+        assert all(worker["resources"] == {"GPU": 2} for worker in workers)

@@ -202,7 +202,7 @@ def test_random_numbers(agree, name):
 
 def tiles_of_sentinel(rng, patch_px=16):
     """Return an image of Sentinel-2, corners of tiles that overlap, a rule, and a result's shape."""
-    x = rng.integers(1, 10000, (2, 12, 480, 512), np.uint16)
+    x = rng.integers(1, 10000, (2, 12, 480, 520), np.uint16)
     x[rng.random(x.shape) < 0.001] = 0
     corners = np.array([[b, y, x] for b in (0, 1) for y in (0, 160, 256) for x in (0, 32, 288)])
     rule = Standardization.of(rng.uniform(0, 3000, 12), rng.uniform(1, 2000, 12), 0, -1000)
@@ -238,8 +238,9 @@ def test_corners_that_do_not_fit_go_to_numba(engine, vector, library, monkeypatc
     x, corners, rule, shape = tiles_of_sentinel(np.random.default_rng(0))
     monkeypatch.setattr(vector, "normalize", None)
     out, expected = library.put(np.empty(shape, np.float32)), np.empty(shape, np.float32)
-    reference.normalize(x, corners + 1, rule, expected)
-    engine.normalize(library.put(x), corners + 1, rule, out)
+    corners = corners + [0, 0, 1]
+    reference.normalize(x, corners, rule, expected)
+    engine.normalize(library.put(x), corners, rule, out)
     cases.assert_same(library.get(out), expected)
 
 
@@ -272,7 +273,7 @@ class SideStream:
 @pytest.mark.parametrize("kind", ["twin", "vector"])
 def test_kernels_run_on_the_current_stream_and_nothing_waits(engine, library, kind):
     x, corners, rule, shape = tiles_of_sentinel(np.random.default_rng(0))
-    corners = corners + (kind == "twin")
+    corners = corners + [0, 0, int(kind == "twin")]
     expected = np.empty(shape, np.float32)
     reference.normalize(x, corners, rule, expected)
     pixels, later = library.put(np.zeros_like(x)), library.put(x)
