@@ -146,6 +146,67 @@ def test_the_result_is_written_and_read_again(cube, tmp_path):
     assert "spatial_ref" in again.coords
 
 
+def crs_renamed(cube):
+    cube = cube.rename(spatial_ref="crs")
+    for data in cube.data_vars.values():
+        data.encoding["grid_mapping"] = "crs"
+    return cube
+
+
+@pytest.mark.parametrize("chunks", [None, {"y": 64, "x": 64}])
+@pytest.mark.parametrize("change", [crs_renamed, lambda cube: cube.reset_coords("spatial_ref")])
+def test_the_crs_is_kept_whatever_it_is_called(cube, tmp_path, change, chunks):
+    pytest.importorskip("rioxarray")
+    given = change(cube.copy())
+    found = normalize(given.chunk(chunks) if chunks else given)
+    assert set(found.coords) == set(cube.coords)
+    found.to_zarr(tmp_path / "found.zarr", zarr_format=2)
+    again = xr.open_zarr(tmp_path / "found.zarr")
+    assert "crs" not in again.variables
+    for result in (found, again):
+        assert result.rio.crs == result.S2L2A.rio.crs == cube.odc.geobox.crs
+        assert result.odc.geobox == cube.odc.geobox
+    for name in found.data_vars:
+        assert found[name].encoding == {"grid_mapping": "spatial_ref"}
+        assert again[name].attrs["grid_mapping"] == "spatial_ref"
+
+
+@pytest.mark.parametrize("chunks", [None, {"y": 64}])
+@pytest.mark.parametrize(("name", "value"), [("DEM", -9999), ("S2L2A", 65535)])
+def test_a_variable_s_own_nodata_is_the_mean(cube, name, value, chunks):
+    pixels = cube[name].copy(deep=True).assign_attrs(nodata=value)
+    pixels[..., 40:60, 20:] = value
+    given = cube.assign({name: pixels.chunk(chunks) if chunks else pixels})
+    found = normalize(given, name)[name]
+    assert (found[..., 40:60, 20:] == 0).all()
+    np.testing.assert_array_equal(found[..., 60:, :], normalize(cube, name)[name][..., 60:, :])
+
+
+@pytest.mark.parametrize("chunks", [None, {"y": 64}])
+def test_kernels_get_contiguous_pixels(cube, monkeypatch, chunks):
+    """Those on a GPU take no others; here bands come last."""
+    seen = []
+
+    def engine(pixels, **options):
+        seen.append(pixels.flags.c_contiguous)
+        return kernels_normalize(pixels, **options)
+
+    kernels_normalize = room.kernels.normalize
+    monkeypatch.setattr(room.kernels, "normalize", engine)
+    turned = cube[["S2L2A"]].transpose("time", "y", "x", "S2L2A_band").copy(deep=True)
+    turned["S2L2A"] = turned.S2L2A.copy(data=np.ascontiguousarray(turned.S2L2A.values))
+    normalize(turned.chunk(chunks) if chunks else turned).compute()
+    assert seen
+    assert all(seen)
+
+
+def test_failures_to_read_are_those_of_the_cube(cube):
+    failures = []
+    found = normalize(cube.assign_attrs(read_failures=failures), "DEM")
+    assert found.attrs["read_failures"] is failures
+    assert "read_failures" not in normalize(cube, "DEM").attrs
+
+
 def test_the_statistics_are_the_model_s(cube, small_weights, monkeypatch):
     found = normalize(cube, "DEM", weights=small_weights["weights"])
     np.testing.assert_array_equal(found.DEM, normalize(cube, "DEM").DEM)
@@ -179,6 +240,10 @@ def test_any_number_is_read(cube, dtype):
         (["NDVI"], {}, "The cube has no NDVI"),
         (["DEM"], {"bands": {"S2L2A": ["B04"]}}, "bands names S2L2A"),
         (["DEM"], {"model": "terramind_v9"}, "terramind_v9"),
+        (["S2L2A"], {"bands": ["B02"]}, r"bands=\['B02'\]: give the bands of each modality"),
+        (5, {}, "modalities=5: give a list of names"),
+        ([5], {}, r"modalities=\[5\]: give a list of names"),
+        ([], {}, "No modalities: give at least one"),
     ],
 )
 def test_what_does_not_fit_is_refused(cube, modalities, changes, message):

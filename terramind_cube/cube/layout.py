@@ -8,6 +8,7 @@ module finds the modalities in any Dataset of that shape, also one with a variab
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import numpy as np
 import odc.geo.xr  # noqa: F401  # registers the `odc` accessor
 import xarray as xr
 
+from terramind_cube.cube.nodata import fill_nodata, find_nodata
 from terramind_cube.cube.request import band_label
 from terramind_cube.modalities import (
     LULC_CLASSES,
@@ -25,7 +27,7 @@ from terramind_cube.modalities import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Sequence
 
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
@@ -156,8 +158,10 @@ def read_layout(
     ----------
     cube : xarray.Dataset
         A variable per modality. Sentinel-2 may also be a variable per band, named "B04" or "red",
-        as `odc.stac.load` gives it: in digital numbers, of any dtype, with 0, NaN or the attribute
-        ``nodata`` where invalid. `odc.stac.load` leaves the offset in the pixels that products of
+        as `odc.stac.load` gives it: in digital numbers, of any dtype. Pixels are invalid where they
+        are not finite, have the modality's fill value, or the one that the variable's attribute
+        ``nodata`` or ``_FillValue`` names; the latter get the modality's, lazily, which makes
+        integers float32 where it is NaN. `odc.stac.load` leaves the offset in the pixels that products of
         processing baseline 04.00 and later have, and nothing in its result tells: subtract 1000
         from those dates before (`load_cube` does so by itself).
     inputs : sequence of str, optional
@@ -186,6 +190,10 @@ def read_layout(
         If variables ``vv`` and ``vh`` are not looked at, or reflectance has an offset left.
     """
     geobox = read_geobox(cube)
+    if bands is not None and not isinstance(bands, Mapping):
+        raise ValueError(
+            f"bands={bands!r}: give the bands of each modality, as in {{'S2L2A': ['B02', 'B03']}}."
+        )
     found = find_layers(cube, bands or {})
     rows = {**MODALITIES, **{n: _own_modality(cube, n, s) for n, s in (further or {}).items()}}
     found |= {name: _banded(rows[name], cube[name]) for name in further or ()}
@@ -247,7 +255,7 @@ def _own_modality(cube: xr.Dataset, name: str, statistics: Statistics) -> Modali
         )
     has_labels = bool(dims) and dims[0] in data.coords
     labels = data[dims[0]].values.tolist() if has_labels else range(count)
-    default = float("nan") if data.dtype.kind == "f" else 0
+    default = next(iter(find_nodata(data)), float("nan") if data.dtype.kind == "f" else 0)
     return Modality(
         name, "image", tuple(map(str, labels)), str(data.attrs.get("units", "1")), str(data.dtype),
         float(data.attrs.get("nodata", default)), None, f"untok_{name.lower()}", None, None, None,
@@ -307,7 +315,7 @@ def _banded(modality: Modality, data: xr.DataArray) -> xr.DataArray:
     else:
         data = data.expand_dims(band=list(modality.bands))
     order = ("time", "band", "y", "x") if "time" in data.dims else ("band", "y", "x")
-    return data.transpose(*order)
+    return fill_nodata(data, modality.fill_value).transpose(*order)
 
 
 def _stacked_bands(
@@ -329,7 +337,7 @@ def _stacked_bands(
                 "odc.stac.load(..., bands=['B05', 'B06', ...])."
             )
         if wanted and not missing:
-            bands = [_with_zeros(cube[held[band]]) for band in wanted]
+            bands = [fill_nodata(cube[held[band]], 0) for band in wanted]
             stacked = xr.concat(
                 bands, dim="band", coords="minimal", compat="override", combine_attrs="drop"
             ).assign_coords(band=wanted)
@@ -351,14 +359,6 @@ def _band_variables(cube: xr.Dataset) -> dict[str, Hashable]:
         ):
             held[label] = name
     return held
-
-
-def _with_zeros(data: xr.DataArray) -> xr.DataArray:
-    """Return a band whose invalid pixels are 0, or NaN, which are invalid alike."""
-    nodata = data.attrs.get("nodata", data.encoding.get("_FillValue"))
-    if nodata is None or np.isnan(nodata) or nodata == 0:
-        return data
-    return data.where(data != nodata, np.zeros((), data.dtype))
 
 
 def _hints(cube: xr.Dataset, found: Mapping[str, xr.DataArray]) -> str:

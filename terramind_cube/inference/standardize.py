@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from odc.geo.xr import xr_coords
 
 from terramind_cube import kernels
 from terramind_cube.inference.plan import plan_inputs
@@ -19,12 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from numpy.typing import NDArray
+    from odc.geo.geobox import GeoBox
 
     from terramind_cube.cube.layout import CubeLayout, Layer
     from terramind_cube.inference.runtime import WeightsChoice
     from terramind_cube.inference.sources import InputLayer
 
 __all__ = ["check_standardized", "standardize_layers"]
+
+_CRS_ATTRIBUTES = {"crs_wkt", "spatial_ref", "grid_mapping_name"}
 
 
 def check_standardized(modalities: Sequence[str] | None, dtype: str) -> Sequence[str] | None:
@@ -33,10 +38,17 @@ def check_standardized(modalities: Sequence[str] | None, dtype: str) -> Sequence
     Raises
     ------
     ValueError
-        If they are class codes, or the dtype is none that arrays of a Dataset have.
+        If they are no names or none at all, or class codes, or the dtype is none that arrays of a
+        Dataset have.
     """
     if isinstance(modalities, str):
         raise ValueError(f"modalities is a list: give [{modalities!r}].")  # noqa: TRY004
+    if modalities is not None:
+        is_list = isinstance(modalities, Iterable)
+        if not is_list or not all(isinstance(name, str) for name in modalities):
+            raise ValueError(f"modalities={modalities!r}: give a list of names, as in ['S2L2A'].")
+        if not list(modalities):
+            raise ValueError("No modalities: give at least one modality, such as ['S2L2A'].")
     if dtype != "float32":
         hint = (
             " NumPy and CuPy have no bfloat16; terramind_cube.kernels.normalize gives it as torch "
@@ -79,12 +91,22 @@ def standardize_layers(layout: CubeLayout, choice: WeightsChoice, cube: xr.Datas
         layer.modality.name: _standardized(layer, how, attrs, _dims(layer, cube))
         for layer, how in rows
     }
-    result = xr.Dataset(found)
+    result = _on_grid(xr.Dataset(found), layout.geobox)
     # Makes the CRS a coordinate again when xarray opens what `to_zarr` wrote.
     result.attrs["coordinates"] = "spatial_ref"
     if layout.read_failures is not None:
         result.attrs["read_failures"] = layout.read_failures
     return result
+
+
+def _on_grid(result: xr.Dataset, geobox: GeoBox) -> xr.Dataset:
+    """Give a result the CRS as `spatial_ref` and under no other name, whatever the cube calls it."""
+    others = [
+        name
+        for name, coordinate in result.coords.items()
+        if not coordinate.dims and _CRS_ATTRIBUTES & set(coordinate.attrs)
+    ]
+    return result.drop_vars(others).assign_coords(spatial_ref=xr_coords(geobox)["spatial_ref"])
 
 
 def _dims(layer: Layer, cube: xr.Dataset) -> tuple[Hashable, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ __all__ = ["count_slots", "gpu_cluster", "gpu_resources"]
 
 RESOURCE = "GPU"
 SLOTS = 2
+_DEVICE = re.compile(r"[0-9]+|(GPU|MIG)-.+")
+_FIXED = ("n_workers", "processes", "worker_class", "CUDA_VISIBLE_DEVICES")
 
 
 def gpu_cluster(
@@ -61,7 +65,8 @@ def gpu_cluster(
         for each.
     **options
         Further arguments of `dask_cuda.LocalCUDACluster` where that is installed, else of
-        `distributed.LocalCluster`, such as ``dashboard_address``.
+        `distributed.LocalCluster`, such as ``dashboard_address``; none that says how many processes
+        there are, which `devices` does.
 
     Returns
     -------
@@ -71,10 +76,11 @@ def gpu_cluster(
     Raises
     ------
     ValueError
-        If there is no GPU and none was named.
+        If there is no GPU and none was named, or an argument does not fit.
     """
     names = _list_devices(devices)
-    options["resources"] = {**options.get("resources", {}), RESOURCE: SLOTS}
+    _check_threads(threads_per_worker, options)
+    options["resources"] = {**(options.get("resources") or {}), RESOURCE: SLOTS}
     options["threads_per_worker"] = threads_per_worker
     cuda: Any = None
     if len(set(names)) == len(names):
@@ -134,11 +140,31 @@ def _list_devices(devices: Sequence[int | str] | str | None) -> list[str]:
                 "No GPU: torch sees no CUDA device. Name them as in devices=[0, 1], or start "
                 "distributed.LocalCluster for CPUs."
             )
-    names = devices.split(",") if isinstance(devices, str) else map(str, devices)
-    named = [name.strip() for name in names]
+    elif not isinstance(devices, Iterable):
+        raise ValueError(f"devices={devices!r} is no list: name each GPU, as in devices=[0, 1].")
+    names = list(devices.split(",") if isinstance(devices, str) else devices)
+    named = [str(name).strip() for name in names]
     if not all(named) or not named:
         raise ValueError(f"devices={devices!r}: name at least one GPU, as in devices=[0, 1].")
+    for given, name in zip(names, named, strict=True):
+        if isinstance(given, bool) or not _DEVICE.fullmatch(name):
+            raise ValueError(
+                f"devices: {given!r} is no GPU. CUDA_VISIBLE_DEVICES has numbers, and names such as "
+                "'GPU-8932f937' and 'MIG-...'."
+            )
     return named
+
+
+def _check_threads(threads_per_worker: Any, options: Mapping[str, Any]) -> None:
+    """Refuse numbers of threads that are none, and options that contradict the devices."""
+    is_number = isinstance(threads_per_worker, int) and not isinstance(threads_per_worker, bool)
+    if not is_number or threads_per_worker < 1:
+        raise ValueError(f"threads_per_worker={threads_per_worker!r}: a process has at least one.")
+    if wrong := [name for name in _FIXED if name in options]:
+        raise ValueError(
+            f"{', '.join(wrong)}: there is one process per GPU, so that devices says how many; to "
+            "have two on one GPU, name it twice, as in devices=[0, 0]."
+        )
 
 
 def _start_on_device(

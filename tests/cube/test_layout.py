@@ -11,7 +11,8 @@ import xarray as xr
 from small import make_cube
 
 from terramind_cube.cube.layout import read_layout
-from terramind_cube.modalities import MODALITIES
+from terramind_cube.modalities import MODALITIES, Statistics
+from terramind_cube.testing import assert_lazy
 from tests.cube.scenes import CRS, LEFT, TOP, day, grid, make_item, warns_user, write_tiff
 
 
@@ -245,3 +246,102 @@ def test_degrees_of_odc_stac_are_refused(tmp_path):
     loaded = odc.stac.load([item], crs="EPSG:4326", resolution=1e-4, chunks={}, bands=["B02"])
     with pytest.raises(ValueError, match=r"dimensions y and x.*crs='utm', resolution=10"):
         read_layout(loaded)
+
+
+def say(where, value):
+    """Return a function that names a variable's value of invalid pixels, as one library does."""
+
+    def name(data):
+        if where == "rio":
+            return data.rio.write_nodata(value)
+        data = data.copy()
+        getattr(data, "encoding" if where == "encoding" else "attrs")[
+            "nodata" if where == "nodata" else "_FillValue"
+        ] = value
+        return data
+
+    return name
+
+
+@pytest.mark.parametrize("where", ["nodata", "_FillValue", "encoding", "rio"])
+@pytest.mark.parametrize("chunks", [None, {"y": 64}])
+@pytest.mark.parametrize(
+    ("name", "dtype", "value", "found"),
+    [
+        ("DEM", "float32", -9999, "float32"), ("DEM", "float32", -3.4028234663852886e38, "float32"),
+        ("DEM", "int16", -32768, "float32"), ("S2L2A", "uint16", 65535, "uint16"),
+        ("S2L2A", "float32", -9999.0, "float32"), ("S1RTC", "float32", 0, "float32"),
+    ],
+)  # fmt: skip
+def test_a_modality_s_own_fill_value_is_honoured(where, chunks, name, dtype, value, found):
+    pytest.importorskip("rioxarray")
+    cube = make_cube(modalities=(name,))
+    pixels = cube[name].copy(deep=True)
+    pixels[..., 40:90, 70:] = value
+    pixels = say(where, value)(pixels.fillna(value).astype(dtype).assign_attrs(stac_items=["a"]))
+    before = pixels.copy(deep=True)
+    if chunks:
+        pixels = pixels.chunk(chunks)
+    with assert_lazy():
+        (layer,) = read_layout(cube.assign({name: pixels})).layers
+    assert (layer.data.chunks is not None) == (chunks is not None)
+    assert layer.data.dtype == found
+    assert layer.items == ("a",)
+    fill = MODALITIES[name].fill_value
+    expected = before.astype(found).where(before != value, np.dtype(found).type(fill)).values
+    np.testing.assert_array_equal(layer.data.values.reshape(expected.shape), expected)
+    np.testing.assert_array_equal(pixels, before)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "encoding"),
+    [
+        ({}, {}), ({"nodata": 0}, {}), ({"nodata": np.nan}, {}), ({"nodata": None}, {}),
+        ({"nodata": "none"}, {}), ({"nodata": -9999}, {}), ({"_FillValue": 1.5}, {}),
+        ({}, {"_FillValue": 0}), ({}, {"_FillValue": 65535, "scale_factor": 1e-4}),
+    ],
+)  # fmt: skip
+def test_pixels_are_not_copied_without_another_fill_value(attrs, encoding):
+    cube = make_cube(modalities=("S2L2A",))
+    cube.S2L2A.attrs |= attrs
+    cube.S2L2A.encoding |= encoding
+    (layer,) = read_layout(cube).layers
+    assert np.shares_memory(layer.data.values, cube.S2L2A.values)
+
+
+def test_what_xarray_has_masked_is_left_as_it_is(tmp_path):
+    cube = make_cube(modalities=("DEM",))
+    holes = cube.DEM.where(cube.DEM > 400)
+    cube.assign(DEM=holes).to_zarr(
+        tmp_path / "dem.zarr", encoding={"DEM": {"_FillValue": -9999}}, zarr_format=2
+    )
+    with xr.open_zarr(tmp_path / "dem.zarr", decode_coords="all") as opened:
+        assert opened.DEM.encoding["_FillValue"] == -9999
+        (layer,) = read_layout(opened).layers
+        assert len(layer.data.__dask_graph__().layers) == len(
+            opened.DEM.expand_dims("band").transpose("band", "y", "x").__dask_graph__().layers
+        )
+        np.testing.assert_array_equal(layer.data.values[0], holes)
+
+
+def test_each_of_several_attributes_counts():
+    cube = make_cube(modalities=("S2L2A",))
+    pixels = cube.S2L2A.copy(deep=True).assign_attrs(nodata=65535, _FillValue=[9, 65535])
+    pixels[..., :5, :5], pixels[..., 5:9, :5] = 65535, 9
+    (layer,) = read_layout(cube.assign(S2L2A=pixels)).layers
+    assert (layer.data[..., :9, :5] == 0).all()
+    assert not {"nodata", "_FillValue"} & set(layer.data.attrs)
+
+
+@pytest.mark.parametrize("attribute", ["nodata", "_FillValue"])
+def test_a_variable_of_one_s_own_has_its_fill_value(attribute):
+    cube = make_cube(modalities=("DEM",))
+    cube["HEAT"] = cube.DEM.astype("int16").assign_attrs({attribute: -5})
+    layers = read_layout(cube, ["DEM"], further={"HEAT": Statistics((0.0,), (1.0,))}).layers
+    assert layers[1].modality.fill_value == -5
+    assert layers[1].data.dtype == "int16"
+
+
+def test_bands_are_given_by_modality():
+    with pytest.raises(ValueError, match=r"bands=\['B02'\]: give the bands of each modality"):
+        read_layout(make_cube(), bands=["B02"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -238,7 +239,7 @@ def test_corners_that_do_not_fit_go_to_numba(engine, vector, library, monkeypatc
     x, corners, rule, shape = tiles_of_sentinel(np.random.default_rng(0))
     monkeypatch.setattr(vector, "normalize", None)
     out, expected = library.put(np.empty(shape, np.float32)), np.empty(shape, np.float32)
-    corners = corners + [0, 0, 1]
+    corners = corners + np.array([0, 0, 1])
     reference.normalize(x, corners, rule, expected)
     engine.normalize(library.put(x), corners, rule, out)
     cases.assert_same(library.get(out), expected)
@@ -273,7 +274,7 @@ class SideStream:
 @pytest.mark.parametrize("kind", ["twin", "vector"])
 def test_kernels_run_on_the_current_stream_and_nothing_waits(engine, library, kind):
     x, corners, rule, shape = tiles_of_sentinel(np.random.default_rng(0))
-    corners = corners + [0, 0, int(kind == "twin")]
+    corners = corners + np.array([0, 0, int(kind == "twin")])
     expected = np.empty(shape, np.float32)
     reference.normalize(x, corners, rule, expected)
     pixels, later = library.put(np.zeros_like(x)), library.put(x)
@@ -327,6 +328,42 @@ def test_threads_that_share_a_stream_do_not_mix_up_corners(engine, library):
         cases.assert_same(library.get(out), expected)
 
 
+def count_tensors():
+    """Return how many blocks torch's allocator has given out so far, new ones or kept ones."""
+    return torch.cuda.memory_stats().get("allocation.all.allocated", 0)
+
+
+class AllocationsOfCuPy(ExitStack):
+    """The sizes that CuPy's pool, which keeps no count, is asked for meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __enter__(self):
+        with suppress(ImportError):
+            cuda = importlib.import_module("cupy").cuda
+            sizes = self.sizes
+
+            class Hook(cuda.MemoryHook):
+                name = "Allocations"
+
+                def malloc_preprocess(self, **how):
+                    sizes.append(how["size"])
+
+            self.enter_context(Hook())
+        return super().__enter__()
+
+
+def test_allocators_that_keep_memory_are_seen(library):
+    tensors = count_tensors()
+    with AllocationsOfCuPy() as arrays:
+        for _ in range(2):  # the second one gets the memory of the first one
+            library.put(np.zeros(1000, np.float32))
+    assert count_tensors() - tensors == (2 if library is Torch else 0)
+    assert len(arrays.sizes) == (2 if library is CuPy else 0)
+
+
 def test_memory_is_neither_copied_nor_allocated(library):
     x, _, rule, _ = tiles_of_sentinel(np.random.default_rng(0))
     pixels, out = library.put(x), library.put(np.empty(x.shape, np.float32))
@@ -334,11 +371,14 @@ def test_memory_is_neither_copied_nor_allocated(library):
     how = {"mean": rule.shift, "std": 1 / rule.scale, "nodata": 0, "out": out}
     assert public.normalize(pixels, **how) is out
     torch.cuda.synchronize()
-    free, _ = torch.cuda.mem_get_info()
-    for _ in range(50):
-        public.normalize(pixels, **how)
+    free, tensors = torch.cuda.mem_get_info()[0], count_tensors()
+    with AllocationsOfCuPy() as arrays:
+        for _ in range(50):
+            public.normalize(pixels, **how)
     torch.cuda.synchronize()
     assert torch.cuda.mem_get_info()[0] == free
+    assert count_tensors() == tensors
+    assert arrays.sizes == []
     assert library.address(out) == address
     assert np.isfinite(library.get(out)).all()
 

@@ -207,7 +207,7 @@ def test_a_gpu_without_our_kernels_is_left_alone(monkeypatch):
     monkeypatch.setattr(runtime, "find_spec", lambda name: None)
     with pytest.warns(UserWarning, match=r"pip install 'terramind-cube\[cuda12\]'"):
         assert Compute.choose(None, "float32").device == "cpu"
-    with pytest.raises(ValueError, match="numba-cuda.*device='cpu'"):
+    with pytest.raises(ValueError, match=r"numba-cuda.*device='cpu'"):
         Compute.choose("cuda", "float32")
     monkeypatch.setattr(runtime, "find_spec", lambda name: object())
     assert Compute.choose(None, "float32").device == "cuda"
