@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ __all__ = [
     "pick",
     "valid_pixels",
 ]
+
+
+_MOST_IDS = 2**31 - 1
+"""Of a codebook that loops count in int32."""
 
 
 def _unsigned(numbers: tuple[int, ...]) -> tuple[np.uint64, ...]:
@@ -99,8 +104,21 @@ def normalize(
 
 def valid_pixels(x: NDArray[np.generic], nodata: float, out: NDArray[np.bool_]) -> None:
     """Twin of `reference.valid_pixels`."""
+    value: Any = np.float32(nodata)
+    if x.dtype.kind in "iu":
+        value, can_be = _whole(value, x.dtype)
+        if not can_be:
+            out[...] = True
+            return
     with _written(out.view(np.uint8)) as target:
-        loops.validity(_lines(x), _unsigned(x.shape), np.float32(nodata), target)
+        loops.validity(_lines(x), _unsigned(x.shape), value, target)
+
+
+def _whole(nodata: np.float32, dtype: np.dtype[Any]) -> tuple[Any, bool]:
+    """Return a value as a whole number of a dtype, and whether there is such a one."""
+    info = np.iinfo(dtype.name)
+    can_be = bool(info.min <= nodata <= info.max and nodata == np.rint(nodata))
+    return dtype.type(nodata if can_be else 0), can_be
 
 
 def denormalize(
@@ -123,6 +141,9 @@ def fsq_quantize(
     latent: NDArray[np.float32], levels: tuple[int, ...], out: NDArray[np.integer[Any]]
 ) -> None:
     """Twin of `reference.fsq_quantize`."""
+    if math.prod(levels) > _MOST_IDS:
+        reference.fsq_quantize(latent, levels, out)
+        return
     with _written(out) as target:
         loops.quantize(_lines(latent), _unsigned(latent.shape), np.array(levels, np.int64), target)
 
@@ -131,6 +152,9 @@ def fsq_dequantize(
     ids: NDArray[np.integer[Any]], levels: tuple[int, ...], out: NDArray[np.float32]
 ) -> None:
     """Twin of `reference.fsq_dequantize`."""
+    if math.prod(levels) > _MOST_IDS:
+        reference.fsq_dequantize(ids, levels, out)
+        return
     with _written(out) as target:
         loops.dequantize(_lines(ids), _unsigned(out.shape), np.array(levels, np.int64), target)
 

@@ -44,6 +44,8 @@ KEEP_ALL, MASK, FROM_POWER = 0, 1, 2
 """What `images` and `patches` do beyond scaling: nothing; mask; mask and take decibels of power."""
 _BLOCK = np.uint64(1 << 15)
 """Pixels of a block: its mask fits the nearest cache, its rows are long enough for prefetching."""
+_PIECE = np.uint64(256)
+"""Pixels of a piece where many channels are read and few are written: all are read ahead at once."""
 _SCRATCH = np.uint64(1 << 16)
 _BATCH = np.uint64(256)
 _0, _1, _2, _3, _4 = (np.uint64(number) for number in range(5))
@@ -217,20 +219,18 @@ def validity(source, shape, nodata, target):
     x, strides = source
     batch, channels, height, width = shape
     out, (to_image, to_row) = target
-    step = max(_1, min(height, _BLOCK // max(width, _1)))
     for b in range(batch):
-        for top in range(_0, height, step):
-            rows = min(step, height - top)
-            for i in range(top, top + rows):
-                for j in range(width):
-                    out[b * to_image + i * to_row + j] = 1
-            for c in range(channels):
-                for i in range(top, top + rows):
-                    a = b * strides[0] + c * strides[1] + i * strides[2]
-                    o = b * to_image + i * to_row
-                    for j in range(width):
-                        value = np.float32(x[a + j])
-                        out[o + j] &= np.uint8((value != nodata) & (value - value == _ZERO))
+        for i in range(height):
+            for first in range(_0, width, _PIECE):
+                n = min(_PIECE, width - first)
+                o = b * to_image + i * to_row + first
+                for j in range(n):
+                    out[o + j] = 1
+                for c in range(channels):
+                    a = b * strides[0] + c * strides[1] + i * strides[2] + first
+                    for j in range(n):
+                        pixel = x[a + j]
+                        out[o + j] &= np.uint8((pixel != nodata) & (pixel - pixel == 0))
 
 
 @kernel
@@ -261,40 +261,55 @@ def restore(source, shape, constants, bounds, valid, rounds, target):
 
 @kernel
 def quantize(source, shape, levels, target):
-    """Write token ids of latents (B, L, n)."""
+    """Write token ids, which int32 can count, of latents (B, L, n)."""
     latent, strides = source
     batch, dimensions, count = shape
     out, (to_image,) = target
+    ids = np.empty(_PIECE, np.int32)
     for b in range(batch):
-        o = b * to_image
-        for i in range(count):
-            out[o + i] = 0
-        basis = np.int64(1)
-        for k in range(dimensions):
-            steps, a = np.float32(levels[k] - 1), b * strides[0] + k * strides[1]
-            for i in range(count):
-                logit = latent[a + i]
-                logit = logit if logit > -GREATEST_LOGIT else -GREATEST_LOGIT
-                logit = logit if logit < GREATEST_LOGIT else GREATEST_LOGIT
-                step = _round(_ONE / (_ONE + _exp(-logit)) * steps)
-                out[o + i] += np.int64(np.int32(step)) * basis
-            basis *= levels[k]
+        for first in range(_0, count, _PIECE):
+            n = min(_PIECE, count - first)
+            for i in range(n):
+                ids[i] = 0
+            basis = np.int32(1)
+            for k in range(dimensions):
+                steps = np.float32(levels[k] - 1)
+                a = b * strides[0] + k * strides[1] + first
+                for i in range(n):
+                    logit = latent[a + i]
+                    logit = logit if logit > -GREATEST_LOGIT else -GREATEST_LOGIT
+                    logit = logit if logit < GREATEST_LOGIT else GREATEST_LOGIT
+                    step = np.int32(_round(_ONE / (_ONE + _exp(-logit)) * steps))
+                    ids[i] = np.int32(ids[i] + np.int32(step * basis))
+                basis = np.int32(basis * levels[k])
+            for i in range(n):
+                out[b * to_image + first + i] = ids[i]
 
 
 @kernel
 def dequantize(source, shape, levels, target):
-    """Write codes (B, L, n) of token ids."""
+    """Write codes (B, L, n) of token ids, which int32 can count.
+
+    Quotients of float64 numbers below 2^53 are never rounded up to the next whole one, and CPUs
+    divide several of them at once.
+    """
     ids, (stride,) = source
     batch, dimensions, count = shape
     out, distances = target
+    rest = np.empty(_PIECE, np.int32)
     for b in range(batch):
-        for i in range(count):
-            rest = np.int64(ids[b * stride + i])
+        for first in range(_0, count, _PIECE):
+            n = min(_PIECE, count - first)
+            for i in range(n):
+                rest[i] = np.int32(ids[b * stride + first + i])
             for k in range(dimensions):
-                above = rest // levels[k]
-                step = np.float32(rest - above * levels[k])
-                out[b * distances[0] + k * distances[1] + i] = step / np.float32(levels[k] - 1)
-                rest = above
+                level, divisor = np.int32(levels[k]), np.float64(levels[k])
+                steps, o = np.float32(level - 1), b * distances[0] + k * distances[1] + first
+                for i in range(n):
+                    above = np.int32(np.float64(rest[i]) / divisor)
+                    step = np.int32(rest[i] - np.int32(above * level))
+                    out[o + i] = np.float32(step) / steps
+                    rest[i] = above
 
 
 @kernel
@@ -303,14 +318,15 @@ def accumulate(values, weights, place, ring, total, weight):
     tile_row, tile_column, row, column, rows, columns = place
     bands, ring_rows = ring
     for i in range(rows):
-        target = (row + i) % ring_rows
         w = (tile_row + i) * weights[1][0] + tile_column
-        o = target * weight[1][0] + column
+        o = (row + i) % ring_rows * weight[1][0] + column
         for j in range(columns):
             weight[0][o + j] += weights[0][w + j]
-        for k in range(bands):
+    for k in range(bands):
+        for i in range(rows):
+            w = (tile_row + i) * weights[1][0] + tile_column
             a = k * values[1][0] + (tile_row + i) * values[1][1] + tile_column
-            o = k * total[1][0] + target * total[1][1] + column
+            o = k * total[1][0] + (row + i) % ring_rows * total[1][1] + column
             for j in range(columns):
                 total[0][o + j] += values[0][a + j] * weights[0][w + j]
 
@@ -320,35 +336,39 @@ def finish(first_row, ring_rows, total, weight, shape, target):
     """Write means of rows and set their sums to 0."""
     bands, rows, columns = shape
     out, (to_band, to_row) = target
-    for i in range(rows):
-        source = (first_row + i) % ring_rows
-        w = source * weight[1][0]
-        for k in range(bands):
-            a, o = k * total[1][0] + source * total[1][1], k * to_band + i * to_row
+    for k in range(bands):
+        for i in range(rows):
+            source = (first_row + i) % ring_rows
+            w, a = source * weight[1][0], k * total[1][0] + source * total[1][1]
+            o = k * to_band + i * to_row
             for j in range(columns):
                 out[o + j] = total[0][a + j] / weight[0][w + j]
                 total[0][a + j] = _ZERO
+    for i in range(rows):
+        w = (first_row + i) % ring_rows * weight[1][0]
         for j in range(columns):
             weight[0][w + j] = _ZERO
 
 
 @kernel
 def most_probable(source, shape, classes, confidence):
-    """Write the first class of the largest probability, in blocks that fit the nearest cache."""
+    """Write the first class of the largest probability."""
     probability, (stride,) = source
     count, pixels = shape
-    for first in range(_0, pixels, _BLOCK >> _4):
-        last = min(first + (_BLOCK >> _4), pixels)
+    for first in range(_0, pixels, _PIECE >> _1):
+        last = min(first + (_PIECE >> _1), pixels)
         for i in range(first, last):
             classes[i] = 0
             confidence[i] = probability[i]
         for c in range(_1, count):
             for i in range(first, last):
-                value, greatest = probability[c * stride + i], confidence[i]
-                classes[i] = np.uint8(c) if value > greatest else classes[i]
+                # Loaded beforehand, so that nothing branches.
+                value, greatest, found = probability[c * stride + i], confidence[i], classes[i]
+                classes[i] = np.uint8(c) if value > greatest else found
                 confidence[i] = value if (value > greatest) | np.isnan(value) else greatest
         for i in range(first, last):
-            classes[i] = np.uint8(0) if np.isnan(confidence[i]) else classes[i]
+            found, greatest = classes[i], confidence[i]
+            classes[i] = np.uint8(0) if np.isnan(greatest) else found
 
 
 @kernel
