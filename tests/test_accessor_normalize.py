@@ -8,6 +8,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from device_array import Elsewhere
 from small import make_cube
 
 from terramind_cube.accessor import TerraMindAccessor
@@ -257,66 +258,27 @@ def test_classes_are_left_out_by_default(cube):
     assert "LULC" not in normalize(cube.assign(LULC=lulc)).data_vars
 
 
-class Device(np.lib.mixins.NDArrayOperatorsMixin):
-    """Stands in for an array of CuPy: no subclass of NumPy's, and it never becomes one by itself."""
-
-    def __init__(self, values):
-        self.values = values
-
-    dtype = property(lambda self: self.values.dtype)
-    shape = property(lambda self: self.values.shape)
-    ndim = property(lambda self: self.values.ndim)
-    size = property(lambda self: self.values.size)
-    nbytes = property(lambda self: self.values.nbytes)
-
-    def __getitem__(self, key):
-        return Device(self.values[key])
-
-    def __len__(self):
-        return len(self.values)
-
-    def __array__(self, dtype=None, copy=None):
-        raise TypeError("implicit conversion to NumPy")
-
-    def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        raise NotImplementedError
-
-    def __array_function__(self, function, types, arguments, options):
-        def bare(x):
-            if isinstance(x, Device):
-                return x.values
-            return type(x)(map(bare, x)) if isinstance(x, (list, tuple)) else x
-
-        return Device(function(*bare(arguments), **{k: bare(v) for k, v in options.items()}))
-
-    def astype(self, dtype, order="K", copy=True):
-        return Device(self.values.astype(dtype, order=order, copy=copy))
-
-    def transpose(self, *axes):
-        return Device(self.values.transpose(*axes))
-
-
 def test_chunks_on_a_device_stay_there(cube, monkeypatch):
     seen = []
 
     def engine(pixels, **options):
-        assert isinstance(pixels, Device)
-        assert pixels.values.flags.c_contiguous
+        assert isinstance(pixels, Elsewhere)
+        assert pixels.held.flags.c_contiguous
         seen.append(pixels.shape)
-        return Device(kernels_normalize(pixels.values, **options))
+        return Elsewhere(kernels_normalize(pixels.held, **options))
 
     kernels_normalize = room.kernels.normalize
     monkeypatch.setattr(room.kernels, "normalize", engine)
     pixels = cube.S2L2A.chunk({"y": 50, "S2L2A_band": 7}).copy()
-    meta = Device(np.empty((0,) * 4, np.uint16))
-    pixels.data = pixels.data.map_blocks(Device, dtype=np.uint16, meta=meta)
+    meta = Elsewhere(np.empty((0,) * 4, np.uint16))
+    pixels.data = pixels.data.map_blocks(Elsewhere, dtype=np.uint16, meta=meta)
     with assert_lazy():
         found = normalize(cube[["S2L2A"]].assign(S2L2A=pixels)).S2L2A
-    assert isinstance(found.data._meta, Device)
+    assert isinstance(found.data._meta, Elsewhere)
     assert found.data._meta.dtype == np.float32
     assert not seen
     chunk = found.data.blocks[0, 0, 2, 0].compute(scheduler="sync")
-    assert isinstance(chunk, Device)
+    assert isinstance(chunk, Elsewhere)
     assert seen == [(2, 12, 20, 90)]
     monkeypatch.undo()
-    np.testing.assert_array_equal(chunk.values, normalize(cube).S2L2A[..., 100:, :])
+    np.testing.assert_array_equal(chunk.held, normalize(cube).S2L2A[..., 100:, :])

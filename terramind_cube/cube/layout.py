@@ -161,8 +161,8 @@ def read_layout(
         as `odc.stac.load` gives it: in digital numbers, of any dtype. Pixels are invalid where they
         are not finite, have the modality's fill value, or the one that the variable's attribute
         ``nodata`` or ``_FillValue`` names; the latter get the modality's, lazily, which makes
-        integers float32 where it is NaN. `odc.stac.load` leaves the offset in the pixels that products of
-        processing baseline 04.00 and later have, and nothing in its result tells: subtract 1000
+        integers float32 where it is NaN. `odc.stac.load` leaves the offset in the pixels that
+        products of processing baseline 04.00 and later have, and nothing in its result tells: subtract 1000
         from those dates before (`load_cube` does so by itself).
     inputs : sequence of str, optional
         Modalities that must be there; by default every modality of the cube whose pixels

@@ -29,6 +29,7 @@ from terramind_cube.inference.runtime import (
 )
 from terramind_cube.inference.sample import decode_image, image_noise
 from terramind_cube.inference.sequences import SequenceInputs, split_sequences
+from terramind_cube.inference.sources import any_known
 from terramind_cube.inference.trial import with_batch
 from terramind_cube.inference.variables import Axis, Ensemble, OutputVariable, image_variables
 from terramind_cube.modalities import CAPTIONS, MODALITIES, Statistics
@@ -128,7 +129,7 @@ class Embedding(TilePlan):
 
     def collectors(self, region: Region, masks: Sequence[Tensor]) -> dict[str, Collector]:
         """Return the one collector."""
-        is_valid, patch_px = self.place(region, masks).is_valid, self.grid.y.patch_px
+        is_valid, patch_px = any_known(masks), self.grid.y.patch_px
         return {EMBEDDING: FirstCells(self.variables()[0], region, is_valid, patch_px)}
 
     def run(self, loaded: LoadedModel, batch: Batch) -> Iterator[TileValues]:

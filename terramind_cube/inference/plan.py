@@ -14,7 +14,7 @@ import torch
 from terramind_cube.grid import Region, TileGrid, regions
 from terramind_cube.inference.blend import tile_weights
 from terramind_cube.inference.collect import Place
-from terramind_cube.inference.sources import InputLayer, TileShape
+from terramind_cube.inference.sources import InputLayer, TileShape, any_known
 from terramind_cube.modalities import MODALITIES, find_modality
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class TilePlan(ABC):
 
     def place(self, region: Region, masks: Sequence[Tensor]) -> Place:
         """Return where rasters that are known where any of the masks is are put together."""
-        axis, is_valid = self.grid.y, torch.stack(list(masks)).any(dim=0)
+        axis, is_valid = self.grid.y, any_known(masks)
         weights = torch.from_numpy(tile_weights(axis.tile_px, axis.overlap_px))
         return Place(region, weights.to(is_valid.device), is_valid)
 

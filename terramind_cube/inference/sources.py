@@ -10,6 +10,7 @@ import torch
 
 from terramind_cube import kernels
 from terramind_cube.inference.staging import upload
+from terramind_cube.kernels.rules import PIXEL_DTYPES
 from terramind_cube.modalities import LULC_CLASSES, MODALITIES, Statistics
 
 if TYPE_CHECKING:
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
 
     from terramind_cube.inference.runtime import LoadedModel
 
-__all__ = ["Form", "InputBuffers", "InputLayer", "Source", "TileShape", "usable_tiles"]
+__all__ = ["Form", "InputBuffers", "InputLayer", "Source", "TileShape", "any_known", "usable_tiles"]
 
 Form = Literal["pixels", "tokens"]
 Tile = tuple[int, int]
-KERNEL_DTYPES = ("uint8", "uint16", "int16", "float32")
-"""What the kernels take; any other number is read as float32."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Source:
         device: torch.device,
     ) -> None:
         self.layer = layer
-        if pixels.dtype.name not in KERNEL_DTYPES or not pixels.dtype.isnative:
+        if pixels.dtype.name not in PIXEL_DTYPES or not pixels.dtype.isnative:
             pixels = pixels.astype(np.float32)
         rest = (shape[0] - pixels.shape[1], shape[1] - pixels.shape[2])
         if any(rest):
@@ -210,11 +209,16 @@ class InputBuffers:
         }
 
 
+def any_known(masks: Sequence[Tensor]) -> Tensor:
+    """Return where any of some masks of one shape is true."""
+    return torch.stack(list(masks)).any(dim=0)
+
+
 def usable_tiles(
     sources: Sequence[Source], corner: Tile, tiles: Sequence[Tile], tile_px: int
 ) -> list[Tile]:
     """Return the tiles of which any input knows a pixel; `corner` is where the sources begin."""
-    known = torch.stack([source.is_valid for source in sources]).any(dim=0)
+    known = any_known([source.is_valid for source in sources])
     places = [(y - corner[0], x - corner[1]) for y, x in tiles]
     has_any = [known[y : y + tile_px, x : x + tile_px].any() for y, x in places]
     # All answers at once: each would make a GPU wait.

@@ -15,7 +15,7 @@ from odc.geo.xr import xr_coords
 from terramind_cube import kernels
 from terramind_cube.inference.plan import plan_inputs
 from terramind_cube.inference.runtime import Compute, Needs, choose_model
-from terramind_cube.inference.sources import KERNEL_DTYPES
+from terramind_cube.kernels.rules import PIXEL_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -158,6 +158,6 @@ def _standardize(
     """Standardise a chunk (..., C, H, W), of NumPy or CuPy."""
     name = pixels.dtype.name
     # Any other number is read as float32, and kernels on a GPU take contiguous arrays alone.
-    known = pixels.astype(name if name in KERNEL_DTYPES else "float32", order="C", copy=False)
+    known = pixels.astype(name if name in PIXEL_DTYPES else "float32", order="C", copy=False)
     values: NDArray[np.float32] = kernels.normalize(known, mean=mean, std=std, nodata=nodata)
     return values

@@ -33,7 +33,6 @@ __all__ = [
     "valid_pixels",
 ]
 
-
 _MOST_IDS = 2**31 - 1
 """Of a codebook that loops count in int32."""
 

@@ -23,7 +23,7 @@ from terramind_cube.kernels.dispatch import (
     refuse_overlap,
     whole,
 )
-from terramind_cube.kernels.rules import Restoration, Standardization
+from terramind_cube.kernels.rules import PIXEL_DTYPES, Restoration, Standardization
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from terramind_cube.kernels.dispatch import Array
 
 __all__ = ["denormalize", "normalize", "valid_pixels"]
-
-_DTYPES = ("uint8", "uint16", "int16", "float32")
 
 
 def normalize(  # noqa: PLR0913  # the public surface
@@ -194,9 +192,9 @@ def denormalize(  # noqa: PLR0913  # the public surface
             f"first_row: expected 0 .. {height - rows} for {rows} of {height} rows, got {first}."
         )
     lead = given.shape[:-3]
-    dtypes: tuple[str, ...] = _DTYPES
+    dtypes: tuple[str, ...] = PIXEL_DTYPES
     if dtype is not None or out is None:
-        dtypes = (dtype_name("float32" if dtype is None else dtype, _DTYPES),)
+        dtypes = (dtype_name("float32" if dtype is None else dtype, PIXEL_DTYPES),)
     held = output_array(out, "out", (*lead, channels, height, width), dtypes, given)
     refuse_overlap((held,), (given, known))
     means, deviations = (np.asarray(row, np.float32) for row in _statistics(mean, std, channels))
@@ -252,13 +250,13 @@ def valid_pixels(x: Array, *, nodata: float | None, out: Array | None = None) ->
 
 def _pixel_array(x: Any) -> Held:
     """Check pixels (..., C, H, W); on the CPU, float64 becomes float32."""
-    held = input_array(x, "x", (*_DTYPES, "float64"))
+    held = input_array(x, "x", (*PIXEL_DTYPES, "float64"))
     _check_image(held)
     if held.dtype != "float64":
         return held
     if not held.is_on_host:
         raise ValueError(
-            f"x: expected {', '.join(_DTYPES)} on a GPU, got float64: convert it to float32."
+            f"x: expected {', '.join(PIXEL_DTYPES)} on a GPU, got float64: convert it to float32."
         )
     with np.errstate(over="ignore"):
         pixels = held.view.astype(np.float32)

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DECIBELS_PER_NEPER", "LEAST_POWER", "Restoration", "Standardization"]
+__all__ = [
+    "DECIBELS_PER_NEPER",
+    "LEAST_POWER",
+    "PIXEL_DTYPES",
+    "Restoration",
+    "Standardization",
+]
+
+PIXEL_DTYPES = ("uint8", "uint16", "int16", "float32")
+"""Pixels that every engine takes and gives."""
 
 DECIBELS_PER_NEPER = np.float32(10 / np.log(10))
 """``10 log10(x)`` is the natural logarithm times this."""

@@ -74,7 +74,8 @@ def write_result(
     """Compute a lazy result into a georeferenced Zarr 3 store, region by region.
 
     Under the active dask scheduler: two regions per worker in flight on a distributed cluster
-    (which must see `path`), else one at a time. What was made for a GPU (``compute_device`` of the
+    (which must see `path`), else one at a time, and three beside a
+    GPU. What was made for a GPU (``compute_device`` of the
     fingerprint) goes to the workers that declare a resource "GPU", if there are any, one task of
     the model per GPU; see `terramind_cube.gpu_cluster`. All is checked before anything is written.
 
@@ -307,14 +308,13 @@ def _compute_locally(tasks: Iterator[tuple[RegionPlan, Any]], on_gpu: bool) -> G
     pending: deque[tuple[RegionPlan, float, Future[dict[str, str]]]] = deque()
     with ThreadPoolExecutor(_AHEAD_OF_GPU) as pool:
         try:
-            for plan, task in tasks:
-                pending.append((plan, time.perf_counter(), pool.submit(task.compute)))
-                if len(pending) == _AHEAD_OF_GPU:
-                    first, begin, future = pending.popleft()
-                    yield first, begin, future.result
-            while pending:
-                first, begin, future = pending.popleft()
-                yield first, begin, future.result
+            while True:
+                for plan, task in islice(tasks, _AHEAD_OF_GPU - len(pending)):
+                    pending.append((plan, time.perf_counter(), pool.submit(task.compute)))
+                if not pending:
+                    return
+                plan, begin, future = pending.popleft()
+                yield plan, begin, future.result
         finally:
             for _, _, future in pending:
                 future.cancel()
