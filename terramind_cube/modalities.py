@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAPTIONS",
+    "IMPOSSIBLE_DN",
+    "LOWEST_DN",
     "LULC_CLASSES",
     "MODALITIES",
     "V1_STATISTICS",
@@ -30,6 +32,16 @@ __all__ = [
     "standardize",
     "unstandardize",
 ]
+
+IMPOSSIBLE_DN = 64000
+"""Sentinel-2's digital numbers from here on are no reflectance.
+
+65535 means "saturated" (Sentinel-2 Products Specification Document, special values), and where
+an offset of 1000 was taken off in 16 bits without a floor, pixels darker than it wrapped from
+65535 downwards, and saturated ones became 64535.
+"""
+LOWEST_DN = -2000
+"""Signed digital numbers below are no reflectance but fill values, such as -9999 and -32768."""
 
 _FSQ_IMAGE = (8, 8, 8, 6, 5)  # 15360 codes
 _FSQ_LULC = (7, 5, 5, 5, 5)  # 4375 codes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from terramind_cube.modalities import LULC_CLASSES
+from terramind_cube.modalities import IMPOSSIBLE_DN, LOWEST_DN, LULC_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from terramind_cube.stac.bands import ItemBands
 
-__all__ = ["S2_OFFSETS", "Radiometry", "decode", "encode", "is_invalid", "ndvi", "rgb"]
+__all__ = ["S2_OFFSETS", "Radiometry", "decode", "encode", "is_impossible", "is_invalid", "ndvi",
+           "rgb"]  # fmt: skip
 
 S2_OFFSETS = ("remove", "keep", "add")
 """What may be asked for Sentinel-2's offset of 1000 DN: taken off, left as delivered, put on."""
@@ -88,7 +89,8 @@ def decode(
 ) -> NDArray[Any]:
     """Return pixels that may be interpolated, invalid ones as the fill value.
 
-    Backscatter comes out as linear power (float32, NaN): a mean of decibels is no mean.
+    Backscatter comes out as linear power (float32, NaN): a mean of decibels is no mean. Saturated
+    and wrapped digital numbers are invalid, see `terramind_cube.modalities.IMPOSSIBLE_DN`.
 
     Parameters
     ----------
@@ -132,6 +134,7 @@ def decode(
             "digital numbers (x 10000), classes as codes"
         )
     if radiometry.kind == "reflectance":
+        invalid |= is_impossible(raw)
         # A valid pixel never becomes 0, which is nodata.
         shifted = np.clip(raw.astype(np.int32) + radiometry.offset_dn, 1, 65535)
         return np.where(invalid | (raw == 0), 0, shifted).astype(np.uint16)
@@ -141,12 +144,21 @@ def decode(
 
 def _shift_down(raw: NDArray[np.uint16], amount: int) -> NDArray[np.uint16]:
     """Subtract from digital numbers, with few copies; a valid pixel never becomes 0."""
+    has_impossible = raw.size > 0 and raw.max() >= IMPOSSIBLE_DN
     if amount == 0:
-        return raw
+        return np.where(is_impossible(raw), np.uint16(0), raw) if has_impossible else raw
     shifted = np.maximum(raw, np.uint16(amount + 1))
     shifted -= np.uint16(amount)
     shifted[raw == 0] = 0
+    if has_impossible:
+        shifted[is_impossible(raw)] = 0
     return shifted
+
+
+def is_impossible(raw: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where digital numbers can be no reflectance: saturated, wrapped, or fill values."""
+    too_high = raw >= IMPOSSIBLE_DN
+    return np.asarray(too_high | (raw < LOWEST_DN) if raw.dtype.kind == "i" else too_high)
 
 
 def encode(pixels: NDArray[Any], radiometry: Radiometry) -> NDArray[Any]:

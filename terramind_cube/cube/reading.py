@@ -6,6 +6,7 @@ pixels are picked by integer arithmetic. Everything else is warped, see `regrid`
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from terramind_cube.cube.grids import boundary, crs_of, pixel_of
-from terramind_cube.cube.radiometry import decode, encode
+from terramind_cube.cube.radiometry import decode, encode, is_impossible
 from terramind_cube.cube.regrid import (
     can_pick,
     nearest_pixels,
@@ -26,6 +27,7 @@ from terramind_cube.cube.regrid import (
     shares_axes,
     warp_blocks,
 )
+from terramind_cube.modalities import IMPOSSIBLE_DN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +42,7 @@ __all__ = [
 _ALIGNED_TOLERANCE_PX = 0.01
 _CONTRADICTION_PX = 1.5
 _OWN_PIXELS = 4
+_MANY_IMPOSSIBLE = 0.02
 
 
 class ContradictionError(ValueError):
@@ -296,6 +299,8 @@ def _decoded(
     index = source.band.index
     part = Window(x0, y0, x1 - x0, y1 - y0)
     raw = dataset.read(index, window=part)
+    if source.radiometry.kind == "reflectance":
+        _tell_impossible(raw, source)
     pixels = decode(
         raw,
         source.radiometry,
@@ -307,6 +312,24 @@ def _decoded(
         is_masked = dataset.read_masks(index, window=part) == 0
         pixels = np.where(is_masked, np.asarray(source.radiometry.fill_value, pixels.dtype), pixels)
     return pixels
+
+
+def _tell_impossible(raw: NDArray[Any], source: BandSource) -> None:
+    """Say it once where many digital numbers of a file are no reflectance."""
+    if raw.size == 0 or raw.max() < IMPOSSIBLE_DN:
+        return
+    held = np.count_nonzero(raw)
+    if np.count_nonzero(is_impossible(raw)) > _MANY_IMPOSSIBLE * held:
+        # The same words for all windows: Python says them once.
+        warnings.warn(
+            f"Item {source.item_id!r}, asset {source.band.asset!r}: in a part of it more than "
+            f"{_MANY_IMPOSSIBLE:.0%} of the digital numbers are {IMPOSSIBLE_DN} or more, which no "
+            "reflectance is. 65535 is saturated; dark pixels wrap around where a provider took "
+            "the offset of 1000 off below zero. They are nodata: take the scene from another "
+            "collection if that is too many.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _overview_level(

@@ -16,7 +16,7 @@ from terramind_cube.cube.radiometry import (
     rgb,
 )
 
-DN = arrays(np.uint16, (3, 4), elements=st.integers(0, 65535))
+DN = arrays(np.uint16, (3, 4), elements=st.integers(0, 63999))
 
 
 def reflectance(offset_dn, nodata=0):
@@ -71,7 +71,23 @@ def test_other_fill_values_and_signed_numbers_are_understood():
     raw = np.array([[-9999, 0, 1, 2000]], np.int16)
     np.testing.assert_array_equal(decode(raw, reflectance(-1000, nodata=-9999)), [[0, 0, 1, 1000]])
     # What the file itself declares counts as well.
-    np.testing.assert_array_equal(decode(raw, reflectance(0, None), 2000), [[1, 0, 1, 0]])
+    np.testing.assert_array_equal(decode(raw, reflectance(0, None), 2000), [[0, 0, 1, 0]])
+
+
+@pytest.mark.parametrize("offset_dn", [0, -1000, 1000])
+@pytest.mark.parametrize("nodata", [0, 7])
+def test_saturated_and_wrapped_numbers_are_nodata(offset_dn, nodata):
+    """65535 is saturated; 999 - 1000 is 65535, and 64535 a saturated pixel less 1000, in 16 bits."""
+    raw = np.array([[65535, 64535, 64536, 64000, 63999, 28000]], np.uint16)
+    pixels = decode(raw, reflectance(offset_dn, nodata))
+    np.testing.assert_array_equal(pixels, [[0, 0, 0, 0, 63999 + offset_dn, 28000 + offset_dn]])
+    wide = decode(raw.astype(np.int32), reflectance(offset_dn, nodata))
+    np.testing.assert_array_equal(wide, pixels)
+
+
+def test_undeclared_fill_values_of_signed_numbers_are_nodata():
+    raw = np.array([[-9999, -32768, -2001, -2000, -5, 2000]], np.int16)
+    np.testing.assert_array_equal(decode(raw, reflectance(0)), [[0, 0, 0, 1, 1, 2000]])
 
 
 def test_floating_point_reflectance_is_refused():
