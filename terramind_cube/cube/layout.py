@@ -14,59 +14,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import odc.geo.xr  # noqa: F401  # registers the `odc` accessor
-import xarray as xr
 
-from terramind_cube.cube.nodata import fill_nodata, find_nodata
-from terramind_cube.cube.request import band_label
-from terramind_cube.modalities import (
-    LULC_CLASSES,
-    MODALITIES,
-    Modality,
-    Statistics,
-    find_modality,
+from terramind_cube.cube.layers import (
+    Layer,
+    banded_variable,
+    describe_variables,
+    find_layers,
+    missing_hints,
+    ordered_layer,
+    own_modality,
+    radar_hint,
 )
+from terramind_cube.modalities import MODALITIES, Statistics, find_modality
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Sequence
 
+    import xarray as xr
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
 
-__all__ = ["CubeLayout", "Layer", "find_layers", "read_geobox", "read_layout"]
+__all__ = ["CubeLayout", "read_geobox", "read_layout"]
 
 RESOLUTION_M = 10.0
 RESOLUTION_RANGE_M = (8.0, 12.5)
 _SPACING_TOLERANCE = 1e-3
-_RED_EDGE = ("B05", "B06", "B07", "B8A")
-_RADAR_NAMES = ("vv", "vh")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One modality of a cube.
-
-    Attributes
-    ----------
-    modality : Modality
-    data : xarray.DataArray
-        Dims (time, band, y, x), or (band, y, x) of a static layer, bands in the model's order.
-    bands : tuple of int
-        Places of its bands among the modality's; all of them unless fewer were asked for.
-    """
-
-    modality: Modality
-    data: xr.DataArray
-    bands: tuple[int, ...]
-
-    @property
-    def is_static(self) -> bool:
-        """Whether the layer serves every date."""
-        return "time" not in self.data.dims
-
-    @property
-    def items(self) -> tuple[str, ...]:
-        """STAC ids of the items that it was read from, where they are known."""
-        return tuple(self.data.attrs.get("stac_items", ()))
+_DEGREES = ({"latitude", "lat"}, {"longitude", "lon", "lng", "long"})
 
 
 @dataclass(frozen=True)
@@ -77,16 +50,19 @@ class CubeLayout:
     ----------
     geobox : odc.geo.geobox.GeoBox
     times : numpy.ndarray of datetime64[ns], or None
-        None where every layer is static.
+        None where every layer is static, or the cube knows no time.
     layers : tuple of Layer
     read_failures : sequence of str or None
         What could not be read so far, where files may fail; it grows while pixels are computed.
+    has_time_axis : bool
+        Whether time is a dimension; of ``cube.isel(time=0)`` it is one date, of which all layers are.
     """
 
     geobox: GeoBox
     times: NDArray[np.datetime64] | None
     layers: tuple[Layer, ...]
     read_failures: Sequence[str] | None = None
+    has_time_axis: bool = True
 
 
 def read_geobox(cube: xr.Dataset) -> GeoBox:
@@ -104,14 +80,15 @@ def read_geobox(cube: xr.Dataset) -> GeoBox:
         If pixels are far from 10 m.
     """
     if "y" not in cube.dims or "x" not in cube.dims:
-        is_geographic = {"latitude", "longitude"} <= {str(dim) for dim in cube.dims}
+        dims = {str(dim).lower() for dim in cube.dims}
+        is_geographic = all(dims & names for names in _DEGREES)
         hint = (
             " Latitude and longitude are degrees: load it in metres, with odc.stac.load(..., "
             "crs='utm', resolution=10), or reproject it with cube.odc.reproject('utm', "
             "resolution=10)."
         )
         raise ValueError(
-            f"A cube has dimensions y and x, in metres; this one has {_names(cube)}."
+            f"A cube has dimensions y and x, in metres; this one has {describe_variables(cube)}."
             f"{hint if is_geographic else ''}"
         )
     for dim in ("y", "x"):
@@ -163,7 +140,8 @@ def read_layout(
         ``nodata`` or ``_FillValue`` names; the latter get the modality's, lazily, which makes
         integers float32 where it is NaN. `odc.stac.load` leaves the offset in the pixels that
         products of processing baseline 04.00 and later have, and nothing in its result tells: subtract 1000
-        from those dates before (`load_cube` does so by itself).
+        from those dates before (`load_cube` does so by itself). Of one date, as ``cube.isel(time=0)``,
+        time may be a coordinate alone: it decides the values as it does in the whole cube.
     inputs : sequence of str, optional
         Modalities that must be there; by default every modality of the cube whose pixels
         TerraMind takes.
@@ -182,7 +160,7 @@ def read_layout(
     ------
     ValueError
         If the grid does not fit (see `read_geobox`), a modality is unknown or absent, bands are
-        missing, or nothing usable is there.
+        missing, pixels are no real numbers, dates are missing or repeated, or nothing usable is there.
 
     Warns
     -----
@@ -195,8 +173,8 @@ def read_layout(
             f"bands={bands!r}: give the bands of each modality, as in {{'S2L2A': ['B02', 'B03']}}."
         )
     found = find_layers(cube, bands or {})
-    rows = {**MODALITIES, **{n: _own_modality(cube, n, s) for n, s in (further or {}).items()}}
-    found |= {name: _banded(rows[name], cube[name]) for name in further or ()}
+    rows = {**MODALITIES, **{n: own_modality(cube, n, s) for n, s in (further or {}).items()}}
+    found |= {name: banded_variable(rows[name], cube[name]) for name in further or ()}
     if inputs is None:
         raw = [name for name in found if rows[name].is_raw_input]
         chosen = [name for name in raw if name not in besides] or raw
@@ -207,25 +185,28 @@ def read_layout(
     absent = [name for name in chosen if name not in found]
     if absent:
         raise ValueError(
-            f"The cube has no {', '.join(absent)}; it holds {_names(cube)}.{_hints(cube, found)}"
+            f"The cube has no {', '.join(absent)}; it holds {describe_variables(cube)}.{missing_hints(cube, found)}"
         )
     if not chosen:
         raise ValueError(
-            f"The cube has no usable input: it holds {_names(cube)}; "
-            f"TerraMind takes {', '.join(usable)}.{_hints(cube, found)}"
+            f"The cube has no usable input: it holds {describe_variables(cube)}; "
+            f"TerraMind takes {', '.join(usable)}.{missing_hints(cube, found)}"
         )
     has_radar = any(name in found for name in ("S1RTC", "S1GRD"))
-    if inputs is None and not has_radar and (hint := _radar_hint(cube)):
+    if inputs is None and not has_radar and (hint := radar_hint(cube)):
         warnings.warn(hint, UserWarning, stacklevel=3)
     _warn_of_offsets(cube, chosen)
     subsets = dict(bands or {})
     unread = [name for name in subsets if name not in chosen]
     if unread:
         raise ValueError(f"bands names {', '.join(unread)}; the inputs are {', '.join(chosen)}.")
-    layers = tuple(_layer(rows[name], found[name], subsets.get(name)) for name in chosen)
-    has_time = any(not layer.is_static for layer in layers)
-    times = _times(cube) if has_time else None
-    return CubeLayout(geobox, times, layers, cube.attrs.get("read_failures"))
+    layers = tuple(ordered_layer(rows[name], found[name], subsets.get(name)) for name in chosen)
+    has_axis = any(not layer.is_static for layer in layers)
+    # A selected date is a coordinate without a dimension, of every layer but those without a date.
+    has_date = "time" in cube.coords and "time" not in cube.dims
+    is_dated = has_axis or (has_date and any(row.modality.temporal != "static" for row in layers))
+    times = _times(cube) if is_dated else None
+    return CubeLayout(geobox, times, layers, cube.attrs.get("read_failures"), has_axis)
 
 
 def _warn_of_offsets(cube: xr.Dataset, chosen: Sequence[str]) -> None:
@@ -239,31 +220,6 @@ def _warn_of_offsets(cube: xr.Dataset, chosen: Sequence[str]) -> None:
                 UserWarning,
                 stacklevel=3,
             )
-
-
-def _own_modality(cube: xr.Dataset, name: str, statistics: Statistics) -> Modality:
-    """Describe a variable that is no modality of TerraMind's."""
-    if name in MODALITIES or name not in cube.data_vars:
-        said = "TerraMind knows it" if name in MODALITIES else f"the cube holds {_names(cube)}"
-        raise ValueError(f"new_modalities: {name} is no variable of your own: {said}.")
-    data = cube[name]
-    dims = [str(dim) for dim in data.dims if dim not in ("time", "y", "x")]
-    count = data.sizes[dims[0]] if dims else 1
-    if count != len(statistics.mean):
-        raise ValueError(
-            f"new_modalities: {name} has {count} bands, but {len(statistics.mean)} statistics."
-        )
-    has_labels = bool(dims) and dims[0] in data.coords
-    labels = data[dims[0]].values.tolist() if has_labels else range(count)
-    default = next(iter(find_nodata(data)), float("nan") if data.dtype.kind == "f" else 0)
-    return Modality(
-        name, "image", tuple(map(str, labels)), str(data.attrs.get("units", "1")), str(data.dtype),
-        float(data.attrs.get("nodata", default)), None, f"untok_{name.lower()}", None, None, None,
-    )  # fmt: skip
-
-
-def _names(cube: xr.Dataset) -> str:
-    return ", ".join(f"{name} {tuple(cube[name].dims)}" for name in cube.data_vars) or "nothing"
 
 
 def _check_spacing(cube: xr.Dataset, dim: str) -> None:
@@ -280,148 +236,17 @@ def _check_spacing(cube: xr.Dataset, dim: str) -> None:
 def _times(cube: xr.Dataset) -> NDArray[np.datetime64]:
     if "time" not in cube.coords or cube["time"].dtype.kind != "M":
         raise ValueError("The cube's dimension time needs a coordinate of dates (datetime64).")
-    return cube["time"].values.astype("datetime64[ns]")
-
-
-def find_layers(
-    cube: xr.Dataset, subsets: Mapping[str, Sequence[str]] | None = None
-) -> dict[str, xr.DataArray]:
-    """Return a (time, band, y, x) or (band, y, x) array per modality, in the table's order."""
-    found = {}
-    for modality in MODALITIES.values():
-        # Generated coordinates stand beside the rasters, on tiles.
-        if modality.kind != "sequence" and modality.name in cube.data_vars:
-            found[modality.name] = _banded(modality, cube[modality.name])
-    if not any(name in found for name in ("S2L2A", "S2L1C")):
-        found |= _stacked_bands(cube, subsets or {})
-    return {name: found[name] for name in MODALITIES if name in found}
-
-
-def _banded(modality: Modality, data: xr.DataArray) -> xr.DataArray:
-    """Give a modality's variable a band axis and the order (time, band, y, x)."""
-    band_dims = [str(dim) for dim in data.dims if dim not in ("time", "y", "x")]
-    if len(band_dims) > 1 or "y" not in data.dims or "x" not in data.dims:
+    times = np.atleast_1d(cube["time"].values).astype("datetime64[ns]")
+    if np.isnat(times).any():
         raise ValueError(
-            f"{modality.name} has dims {data.dims}; "
-            f"expected (time, {modality.name}_band, y, x) on the cube's grid."
+            f"The cube's time is NaT at {np.flatnonzero(np.isnat(times)).tolist()}: leave those dates "
+            "out with cube.sel(time=cube.time.notnull())."
         )
-    if band_dims:
-        data = data.rename({band_dims[0]: "band"})
-    elif len(modality.bands) > 1:
+    dates, counts = np.unique(times, return_counts=True)
+    if (counts > 1).any():
         raise ValueError(
-            f"{modality.name} has no band dimension; expected the bands "
-            f"{', '.join(modality.bands)} along {modality.name}_band."
+            f"The cube's time repeats {', '.join(map(str, dates[counts > 1][:3]))}: several scenes of "
+            "a date are one mosaic, as load_cube and odc.stac.load(..., groupby='solar_day') make it; "
+            "cube.drop_duplicates('time') keeps the first of each."
         )
-    else:
-        data = data.expand_dims(band=list(modality.bands))
-    order = ("time", "band", "y", "x") if "time" in data.dims else ("band", "y", "x")
-    return fill_nodata(data, modality.fill_value).transpose(*order)
-
-
-def _stacked_bands(
-    cube: xr.Dataset, subsets: Mapping[str, Sequence[str]]
-) -> dict[str, xr.DataArray]:
-    """Stack Sentinel-2 variables named by band, as `odc.stac.load` gives them.
-
-    All bands must be there, or those of a subset.
-    """
-    held = _band_variables(cube)
-    for name in ("S2L1C", "S2L2A"):
-        modality = MODALITIES[name]
-        wanted = [band for band in modality.bands if band in subsets.get(name, modality.bands)]
-        missing = {band for band in wanted if band not in held}
-        if missing and missing <= set(_RED_EDGE) and "rededge" in cube.data_vars:
-            raise ValueError(
-                f"The variable rededge may be any of {', '.join(_RED_EDGE)}, which share this "
-                f"name: load {', '.join(sorted(missing))} by their own names, as "
-                "odc.stac.load(..., bands=['B05', 'B06', ...])."
-            )
-        if wanted and not missing:
-            bands = [fill_nodata(cube[held[band]], 0) for band in wanted]
-            stacked = xr.concat(
-                bands, dim="band", coords="minimal", compat="override", combine_attrs="drop"
-            ).assign_coords(band=wanted)
-            return {name: _banded(modality, stacked)}
-    return {}
-
-
-def _band_variables(cube: xr.Dataset) -> dict[str, Hashable]:
-    """Return the variables that are named after a band of Sentinel-2, by its label."""
-    held: dict[str, Hashable] = {}
-    for name, data in cube.data_vars.items():
-        label = band_label(str(name))
-        is_raster = {"y", "x"} <= set(data.dims) <= {"time", "y", "x"}
-        # The label itself goes before a common name of the same band.
-        if (
-            label in MODALITIES["S2L1C"].bands
-            and is_raster
-            and (label not in held or name == label)
-        ):
-            held[label] = name
-    return held
-
-
-def _hints(cube: xr.Dataset, found: Mapping[str, xr.DataArray]) -> str:
-    """Say what variables that are no modality could become."""
-    hints = []
-    held = _band_variables(cube)
-    if held and not any(name in found for name in ("S2L2A", "S2L1C")):
-        missing = [band for band in MODALITIES["S2L2A"].bands if band not in held]
-        hints.append(
-            f"S2L2A lacks {', '.join(missing)}: load all bands, or choose some with bands="
-            "{'S2L2A': [...]}."
-        )
-    if hint := _radar_hint(cube):
-        hints.append(hint)
-    return "".join(f" {hint}" for hint in hints)
-
-
-def _radar_hint(cube: xr.Dataset) -> str:
-    """Say why variables named by polarisation are not taken, and how they would be."""
-    held = [str(name) for name in cube.data_vars if str(name).lower() in _RADAR_NAMES]
-    if not held:
-        return ""
-    return (
-        f"Whether {', '.join(held)} is linear or in dB, terrain-corrected or not, cannot be seen "
-        "from its name. In decibels (10 * np.log10(cube.vv) of linear power) it is taken as "
-        "cube['S1RTC'] = xr.concat([vv_db, vh_db], 'S1RTC_band').assign_coords("
-        "S1RTC_band=['VV', 'VH']), or 'S1GRD' if it is not radiometrically terrain-corrected."
-    )
-
-
-def _layer(modality: Modality, data: xr.DataArray, bands: Sequence[str] | None) -> Layer:
-    """Put the bands into the model's order, those that were asked for."""
-    flags = np.atleast_1d(data.attrs.get("flag_values", 0))
-    if modality.kind == "classes" and int(np.max(flags)) >= len(LULC_CLASSES):
-        raise ValueError(
-            f"{modality.name} is coded as another provider codes it, up to {int(np.max(flags))}: "
-            "translate it to TerraMind's 0 .. 9 as load_cube does, see LULC_CLASSES."
-        )
-    wanted = list(modality.bands)
-    if isinstance(bands, str):
-        raise ValueError(f"bands of {modality.name} is a list: give [{bands!r}].")  # noqa: TRY004
-    if bands is not None:
-        unknown = [band for band in bands if band not in modality.bands]
-        if unknown or not bands:
-            raise ValueError(
-                f"bands of {modality.name}: {', '.join(unknown) or 'none'} given; "
-                f"it has {', '.join(modality.bands)}."
-            )
-        wanted = [band for band in modality.bands if band in bands]
-    places = tuple(modality.bands.index(band) for band in wanted)
-    if "band" not in data.coords:
-        if data.sizes["band"] != len(wanted):
-            raise ValueError(
-                f"{modality.name} has {data.sizes['band']} bands without labels; expected "
-                f"{len(wanted)}: {', '.join(wanted)}."
-            )
-        return Layer(modality, data.assign_coords(band=wanted), places)
-    labels = [str(label) for label in np.atleast_1d(data["band"].values)]
-    if labels == wanted:
-        return Layer(modality, data, places)
-    missing = [band for band in wanted if band not in labels]
-    if missing:
-        raise ValueError(
-            f"{modality.name} lacks the bands {', '.join(missing)}; it has {', '.join(labels)}."
-        )
-    return Layer(modality, data.assign_coords(band=labels).sel(band=wanted), places)
+    return times

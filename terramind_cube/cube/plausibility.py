@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from terramind_cube.cube.layout import find_layers
+from terramind_cube.cube.layers import find_layers
 from terramind_cube.modalities import LULC_CLASSES, MODALITIES
 
 if TYPE_CHECKING:

@@ -260,20 +260,21 @@ def _at_time(data: xr.DataArray, time: int) -> xr.DataArray:
 
 def _find_date(cube: xr.Dataset, time: int) -> str | None:
     """Return the date at a position, after checking that there is one."""
-    if "time" not in cube.dims:
-        return None
-    count = cube.sizes["time"]
-    if not -count <= time < count:
+    count = cube.sizes.get("time", 1)
+    if "time" in cube.dims and not -count <= time < count:
         raise ValueError(f"time={time}: the cube has {count} dates, 0 to {count - 1}.")
-    return str(cube["time"].dt.strftime("%d %B %Y").values[time]) if "time" in cube.coords else None
+    if "time" not in cube.coords or cube["time"].dtype.kind != "M":
+        return None
+    dates = np.atleast_1d(cube["time"].dt.strftime("%d %B %Y").values)
+    return str(dates[time if "time" in cube.dims else 0])
 
 
 def _find_moment(cube: xr.Dataset, result: xr.Dataset, time: int) -> int:
     """Return the position in the result of the cube's date."""
-    if "time" not in cube.coords or "time" not in result.dims:
+    if "time" not in cube.coords or "time" not in result.coords:
         return time
-    wanted = cube["time"].values[time]
-    found = np.flatnonzero(result["time"].values == wanted)
+    wanted = np.atleast_1d(cube["time"].values)[time if "time" in cube.dims else 0]
+    found = np.flatnonzero(np.atleast_1d(result["time"].values) == wanted)
     if not len(found):
         raise ValueError(f"The result holds nothing of {str(wanted)[:10]}, the cube's date {time}.")
     return int(found[0])

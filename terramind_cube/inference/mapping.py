@@ -83,12 +83,14 @@ def map_plan(layout: CubeLayout, plan: TilePlan) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        ``plan.variables()``, without time where the cube has none. Chunks are ``chunk_px``, counted
-        from the corner; those on token cells cover the same pixels, those on tiles one tile each.
+        ``plan.variables()``, without the dimension time where the cube has none; a single date stays
+        its coordinate. Chunks are ``chunk_px``, counted from the corner; those on token cells cover
+        the same pixels, those on tiles one tile each.
     """
     arrays = [_as_dask(layer.data) for layer in layout.layers]
     times = [0] if layout.times is None else layout.times.astype(np.int64).tolist()
-    name = f"{GROUP_PREFIX}{tokenize(plan, times, [array.name for array in arrays])}"
+    has_axis = layout.times is not None and layout.has_time_axis
+    name = f"{GROUP_PREFIX}{tokenize(plan, times, has_axis, [array.name for array in arrays])}"
     tasks: dict[Any, Task] = {}
     for t, time in enumerate(times):
         for group, region in enumerate(plan.groups()):
@@ -97,14 +99,14 @@ def map_plan(layout: CubeLayout, plan: TilePlan) -> xr.Dataset:
             )
     # Dask declares collections as a protocol that its own arrays do not satisfy.
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=cast("Any", arrays))
-    groups = _Groups(plan, name, graph, len(times), layout.times is not None)
+    groups = _Groups(plan, name, graph, len(times), has_axis)
     variables = plan.variables()
     result = xr.Dataset(
         {row.name: (groups.dims(row), groups.cut(row)) for row in variables},
         coords={**xr_coords(layout.geobox), **_lattice_coords(plan, variables)},
     )
     if layout.times is not None:
-        result = result.assign_coords(time=layout.times)
+        result = result.assign_coords(time=layout.times if has_axis else layout.times[0])
     return _described(result, layout, plan)
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
 
-    from terramind_cube.cube.layout import CubeLayout, Layer
+    from terramind_cube.cube.layers import Layer
+    from terramind_cube.cube.layout import CubeLayout
     from terramind_cube.inference.runtime import WeightsChoice
     from terramind_cube.inference.sources import InputLayer
 

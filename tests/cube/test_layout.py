@@ -95,6 +95,16 @@ def geographic():
     return without_crs(cube).assign_coords(x=x, y=y).odc.assign_crs("EPSG:4326")
 
 
+def dated(*dates):
+    cube = make_cube(64, 64, modalities=("S2L2A",), times=len(dates))
+    return cube.assign_coords(time=np.array(dates, "M8[ns]"))
+
+
+def typed(name, dtype):
+    cube = make_cube(64, 64)
+    return cube.assign({name: cube[name].fillna(0).astype(dtype)})
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -103,7 +113,17 @@ def geographic():
         (lambda: without_crs(make_cube()), "no coordinate reference system"),
         (geographic, "in degrees"),
         (lambda: make_cube().sortby("y"), "Rows run northwards"),
-        (lambda: make_cube().rename(y="lat"), "dimensions y and x"),
+        (lambda: make_cube().rename(y="lat"), "dimensions y and x, in metres; this one has S2L2A "),
+        (lambda: make_cube().rename(y="lat", x="lon"), "degrees: load it in metres.*crs='utm'"),
+        (lambda: make_cube().rename(y="Latitude", x="lon"), "degrees: load it in metres"),
+        (lambda: dated("2024-05-14", "NaT"), r"time is NaT at \[1\].*cube.time.notnull"),
+        (lambda: dated("2024-05-14", "2024-05-14"), "time repeats 2024-05-14T00.*solar_day"),
+        (lambda: dated("NaT").isel(time=0), "time is NaT"),
+        (lambda: make_cube().isel(time=0).assign_coords(time=5), "coordinate of dates"),
+        (lambda: typed("S1RTC", "complex64"), r"S1RTC is complex64, not dB.*np.log10\(abs"),
+        (lambda: typed("S2L2A", "bool"), "S2L2A is bool"),
+        (lambda: typed("DEM", "bool").chunk(), "DEM is bool, not m: give integers or"),
+        (lambda: typed("DEM", "M8[s]"), "DEM is datetime64"),
         (lambda: make_cube().drop_vars("y"), "no coordinate y"),
         (lambda: make_cube().isel(x=slice(None, None, 2)), "Pixels must be square"),
         (lambda: make_cube().drop_vars("time"), "coordinate of dates"),
