@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import xarray as xr
@@ -22,6 +23,7 @@ from terramind_cube.cube.headers import Headers
 from terramind_cube.cube.pairing import parse_tolerance
 from terramind_cube.cube.request import CubeRequest, as_catalog, check_chunks, check_modalities
 from terramind_cube.cube.series import find_series
+from terramind_cube.cube.units import settle_units
 from terramind_cube.cube.variables import (
     Assembly,
     band_labels,
@@ -76,6 +78,8 @@ def load_cube(  # noqa: PLR0913
     ids: Sequence[str] | None = None,
     bands: Mapping[str, Sequence[str]] | None = None,
     s2_offset: Literal["remove", "keep", "add"] = "remove",
+    radar_unit: Literal["dB", "linear", "amplitude"] | None = None,
+    lulc_legend: str | Mapping[int, int] | None = None,
     resampling: Mapping[str, str] | None = None,
     clouds: bool = True,
     mode: Literal["analysis", "native"] = "analysis",
@@ -119,7 +123,16 @@ def load_cube(  # noqa: PLR0913
         modality's order. All by default.
     s2_offset : {"remove", "keep", "add"}
         Whether Sentinel-2's offset of 1000 DN is taken off where a product has it, left as it was
-        delivered, or put on where a product lacks it.
+        delivered, or put on where a product lacks it. A provider's flag tells whether it has it,
+        else raster fields, the tags of the file, or the processing baseline.
+    radar_unit : {"dB", "linear", "amplitude"}, optional
+        Unit of backscatter in the files of items that do not tell it, in raster fields, by their
+        names or as a provider's: decibels, linear power, or its root. By default their pixels
+        decide: a few files are looked at, power is never negative, and dB of land mostly is.
+    lulc_legend : str or mapping of int to int, optional
+        Legend of land cover whose items do not tell it: ``"terramind"`` (codes 0 to 9),
+        ``"impact-observatory"`` (the annual map of Impact Observatory and ESRI),
+        ``"esa-worldcover"``, ``"dynamic-world"``, or TerraMind's class of each code.
     resampling : mapping of str to str, optional
         GDAL's method by modality; by default nearest for Sentinel-2 and classes, bilinear (average
         onto coarser pixels) for elevation and, as linear power, for backscatter.
@@ -159,14 +172,17 @@ def load_cube(  # noqa: PLR0913
     Raises
     ------
     ValueError, AssetError
-        If a modality is unknown, nothing is found, bands are missing or the grid is unfit; if a
-        local file is missing or damaged (also while computing, for any file).
+        If a modality is unknown, nothing is found, bands are missing or the grid is unfit; if
+        neither metadata nor pixels tell the unit of backscatter or the legend of land cover; if a
+        local file is missing or damaged (also while computing, for any file), or a file contradicts
+        its item.
 
     Warns
     -----
     UserWarning
-        If some dates have no scene of a modality, an item is left out, or the resolution is far
-        from the 10 m that TerraMind was trained at.
+        If some dates have no scene of a modality, an item is left out, backscatter is converted
+        because its pixels look like power, or the resolution is far from the 10 m that TerraMind
+        was trained at.
 
     Notes
     -----
@@ -196,6 +212,7 @@ def load_cube(  # noqa: PLR0913
     request = CubeRequest(
         as_catalog(catalog_or_items), asked, area, datetime, within, filters, cast("Any", dict(bands or {})),
         s2_offset, dict(resampling or {}), clouds, skips_bad_items=on_error == "nodata",
+        radar_unit=radar_unit, lulc_legend=cast("Any", lulc_legend),
     )  # fmt: skip
     failures = ReadFailures() if on_error == "nodata" else None
     token = "" if failures is None else failures.token
@@ -234,6 +251,10 @@ def _assemble(
 ) -> xr.Dataset:
     """Return the cube, given the items of the modality that leads the time axis."""
     times, series = find_series(request, leading, grid)
+    series = [
+        replace(one, steps=tuple(settle_units(one.steps, request, headers.reading)))
+        for one in series
+    ]
     assembly = Assembly(request, ChunkedGrid(grid, lengths), lengths["time"], headers)
     coords: dict[Any, xr.DataArray] = dict(xr_coords(grid, dims=("y", "x")))
     variables: dict[str, xr.DataArray] = {}

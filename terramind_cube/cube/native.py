@@ -22,6 +22,7 @@ from terramind_cube.cube.grids import (
     place_of,
 )
 from terramind_cube.cube.series import Series, steps_of
+from terramind_cube.cube.units import settle_units
 from terramind_cube.cube.variables import (
     Assembly,
     band_labels,
@@ -95,7 +96,7 @@ def native_tree(
         if times:
             window = request.window(modality, times)
             found = request.find(modality, geographic_extent(grid), window)
-        steps = steps_of(modality, found, grid)
+        steps = settle_units(steps_of(modality, found, grid), request, headers.reading)
         times = times or [step.time for step in steps]
         builder = _GroupBuilder(request, modality, steps, grid, headers, lengths)
         groups |= builder.optical() if modality.units == "1e-4" else builder.whole()

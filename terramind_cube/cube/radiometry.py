@@ -8,27 +8,36 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from terramind_cube.modalities import IMPOSSIBLE_DN, LOWEST_DN, LULC_CLASSES
+from terramind_cube.modalities import IMPOSSIBLE_DN, LOWEST_DN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from terramind_cube.stac.bands import ItemBands
+    from terramind_cube.stac.legends import Legend
 
-__all__ = ["S2_OFFSETS", "Radiometry", "decode", "encode", "is_impossible", "is_invalid", "ndvi",
+__all__ = ["S2_OFFSETS", "ContradictionError", "Radiometry", "decode", "encode", "is_impossible", "is_invalid", "ndvi",
            "rgb"]  # fmt: skip
 
 S2_OFFSETS = ("remove", "keep", "add")
 """What may be asked for Sentinel-2's offset of 1000 DN: taken off, left as delivered, put on."""
 
 _ADDED_DN = 1000
-# Grass (3) and scrub (6) of the map's first edition were merged into rangeland later.
-_MERGED_CLASSES = {3: 9, 6: 9}
+_BACKSCATTER = ("power", "amplitude", "decibel")
+_NO_CLASS = 255
+# No dB is as low: what is below is a fill value that nobody declares, such as -9999.
+_LOWEST_DB = -100.0
+_ENOUGH_PX = 100
 _RGB_WHITE_DN = 2000
 
-Kind = Literal["reflectance", "power", "decibel", "provider classes", "plain"]
+Kind = Literal["reflectance", "power", "amplitude", "decibel", "classes", "plain", "unknown"]
+_KINDS: dict[str | None, Kind] = {
+    "linear": "power", "amplitude": "amplitude", "dB": "decibel", None: "unknown",
+}  # fmt: skip
+
+
+class ContradictionError(ValueError):
+    """A file is not what its item says."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,9 @@ class Radiometry:
     Attributes
     ----------
     kind : str
-        "reflectance" (digital numbers), "power" (linear backscatter), "decibel",
-        "provider classes" (the annual map's codes), or "plain".
+        "reflectance" (digital numbers), "power" (linear backscatter), "amplitude" (its root),
+        "decibel", "classes" (codes of a legend), "plain", or "unknown" (a file that could not be
+        read when it should have told its unit).
     dtype : str
         Of the cube.
     fill_value : float
@@ -50,6 +60,12 @@ class Radiometry:
         Added to digital numbers.
     scale : tuple of float or None
         Scale and offset of elevation and backscatter; None leaves them to the file.
+    legend : tuple of pairs
+        TerraMind's class of each code.
+    consistent_dn : tuple of int
+        Offsets of reflectance that the tags of a file may name; empty where any may stand there.
+    is_guess : bool
+        Whether the unit of backscatter was decided by the pixels of some alike files.
     """
 
     kind: Kind
@@ -58,20 +74,29 @@ class Radiometry:
     nodata: float | None = None
     offset_dn: int = 0
     scale: tuple[float, float] | None = None
+    legend: Legend = ()
+    consistent_dn: tuple[int, ...] = ()
+    is_guess: bool = False
 
     @classmethod
     def of(cls, source: ItemBands, s2_offset: str = "remove") -> Radiometry:
         """Return the radiometry of an item's bands."""
         modality = source.modality
         kind: Kind = "plain"
+        consistent: tuple[int, ...] = ()
         if modality.units == "1e-4":
             kind = "reflectance"
+            # Where pixels stay as they were delivered, it does not matter what they mean.
+            consistent = () if s2_offset == "keep" else source.offset.consistent_dn
         elif modality.units == "dB":
-            kind = "power" if source.is_linear_power else "decibel"
-        elif source.has_provider_classes:
-            kind = "provider classes"
+            kind = _KINDS[source.unit]
+        elif modality.kind == "classes":
+            kind = "classes"
         added = added_offset_dn(source.offset_dn, s2_offset)
-        return cls(kind, modality.dtype, modality.fill_value, source.nodata, added, source.scale)
+        return cls(
+            kind, modality.dtype, modality.fill_value, source.nodata, added, source.scale,
+            source.legend or (), consistent, source.told_by == "pixels",
+        )  # fmt: skip
 
 
 def added_offset_dn(offset_dn: int, s2_offset: str) -> int:
@@ -107,7 +132,8 @@ def decode(
     Raises
     ------
     ValueError
-        If optical bands or classes are floating point: they are digital numbers and codes.
+        If optical bands or classes are floating point: they are digital numbers and codes; if power
+        is mostly below zero, or a code is not in the legend.
     """
     if radiometry.kind == "reflectance" and raw.dtype == np.uint16:
         fills = {radiometry.nodata, file_nodata} - {None, 0}
@@ -117,16 +143,28 @@ def decode(
     for value in (radiometry.nodata, file_nodata):
         if value is not None:
             invalid |= np.isnan(raw) if math.isnan(value) else raw == value
-    if radiometry.kind in ("power", "decibel", "plain") and radiometry.dtype == "float32":
+    if radiometry.kind == "unknown":
+        raise ContradictionError(
+            "its item declares no unit of backscatter, and it could not be read when the cube was "
+            "made: give radar_unit, or make the cube again"
+        )
+    if radiometry.dtype == "float32":
         pixels = raw.astype(np.float32)
         scale, offset = file_scale if radiometry.scale is None else radiometry.scale
         if (scale, offset) != (1.0, 0.0):
             pixels = (raw * scale + offset).astype(np.float32)
         invalid |= ~np.isfinite(pixels)
+        if radiometry.kind == "decibel":
+            invalid |= pixels <= _LOWEST_DB
+            if radiometry.is_guess:
+                _check_decibels(pixels, invalid)
         if radiometry.kind == "decibel" and interpolated:
             pixels = np.power(np.float32(10), pixels / np.float32(10))
-        if radiometry.kind == "power":
+        if radiometry.kind in ("power", "amplitude"):
+            _check_positive(pixels, invalid)
             invalid |= ~(pixels > 0)
+        if radiometry.kind == "amplitude":
+            pixels = np.square(pixels)
         return np.where(invalid, np.float32(np.nan), pixels)
     if raw.dtype.kind not in "iu":
         raise ValueError(
@@ -138,8 +176,49 @@ def decode(
         # A valid pixel never becomes 0, which is nodata.
         shifted = np.clip(raw.astype(np.int32) + radiometry.offset_dn, 1, 65535)
         return np.where(invalid | (raw == 0), 0, shifted).astype(np.uint16)
-    codes = _class_table()[np.clip(raw, 0, 255)] if radiometry.kind == "provider classes" else raw
+    codes = _classes(raw, radiometry, invalid) if radiometry.kind == "classes" else raw
     return np.where(invalid, radiometry.fill_value, codes).astype(radiometry.dtype)
+
+
+def _check_positive(pixels: NDArray[np.float32], invalid: NDArray[np.bool_]) -> None:
+    """Refuse power that is mostly below zero: it is decibels."""
+    below = np.count_nonzero((pixels < 0) & (pixels > _LOWEST_DB) & ~invalid)
+    above = np.count_nonzero((pixels > 0) & ~invalid)
+    if below > above and below > _ENOUGH_PX:
+        raise ContradictionError(
+            "most of its pixels are below zero, which power and amplitude never are: they seem to "
+            'be decibels. Declare raster:bands unit "dB" in its item'
+        )
+
+
+def _check_decibels(pixels: NDArray[np.float32], invalid: NDArray[np.bool_]) -> None:
+    """Refuse pixels that were taken as decibels, as alike files are, and never are below zero."""
+    valid = np.count_nonzero(~invalid)
+    if valid > _ENOUGH_PX and not (pixels[~invalid] < 0).any():
+        raise ContradictionError(
+            "it has no pixel below zero, while alike files are in dB and its item declares no unit: "
+            'declare it in raster:bands ("linear"), or give radar_unit'
+        )
+
+
+def _classes(
+    raw: NDArray[Any], radiometry: Radiometry, invalid: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Return TerraMind's classes of a map's codes; 0 is nodata where the legend has no other."""
+    legend = {0: 0} | dict(radiometry.legend)
+    length = max(legend) + 1
+    table = np.full(length + 1, _NO_CLASS, np.uint8)
+    table[list(legend)] = list(legend.values())
+    known = (raw >= 0) & (raw < length)
+    codes: NDArray[np.uint8] = table[np.where(known, raw, length)]
+    if (foreign := (codes == _NO_CLASS) & ~invalid).any():
+        found = ", ".join(map(str, np.unique(raw[foreign])[:6]))
+        raise ContradictionError(
+            f"it holds the codes {found}, which are not in its legend "
+            f"({', '.join(map(str, sorted(legend)))}): declare its classes in "
+            "classification:classes of its item, or its nodata, or give lulc_legend"
+        )
+    return codes
 
 
 def _shift_down(raw: NDArray[np.uint16], amount: int) -> NDArray[np.uint16]:
@@ -163,7 +242,7 @@ def is_impossible(raw: NDArray[Any]) -> NDArray[np.bool_]:
 
 def encode(pixels: NDArray[Any], radiometry: Radiometry) -> NDArray[Any]:
     """Return decoded pixels in the unit of a cube: linear power becomes dB."""
-    if radiometry.kind not in ("power", "decibel"):
+    if radiometry.kind not in _BACKSCATTER:
         return pixels
     with np.errstate(divide="ignore", invalid="ignore"):
         decibel = 10 * np.log10(np.where(pixels > 0, pixels, np.nan))
@@ -209,12 +288,3 @@ def rgb(band: NDArray[Any]) -> NDArray[np.uint8]:
     """
     scaled = np.minimum(band.astype(np.float32), _RGB_WHITE_DN) / _RGB_WHITE_DN * 255
     return np.where(band == 0, 0, np.maximum(scaled.astype(np.uint8), 1)).astype(np.uint8)
-
-
-def _class_table() -> NDArray[np.uint8]:
-    """Return TerraMind's class of each of the annual map's codes, 0 for unknown ones."""
-    table = np.zeros(256, np.uint8)
-    codes: Mapping[int, int] = {row.provider_value: row.value for row in LULC_CLASSES}
-    for code, value in (_MERGED_CLASSES | dict(codes)).items():
-        table[code] = value
-    return table

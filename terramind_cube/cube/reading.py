@@ -19,7 +19,7 @@ from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from terramind_cube.cube.grids import boundary, crs_of, pixel_of
-from terramind_cube.cube.radiometry import decode, encode, is_impossible
+from terramind_cube.cube.radiometry import ContradictionError, decode, encode, is_impossible
 from terramind_cube.cube.regrid import (
     can_pick,
     nearest_pixels,
@@ -28,6 +28,7 @@ from terramind_cube.cube.regrid import (
     warp_blocks,
 )
 from terramind_cube.modalities import IMPOSSIBLE_DN
+from terramind_cube.stac.calibration import offset_in_dn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,10 +44,6 @@ _ALIGNED_TOLERANCE_PX = 0.01
 _CONTRADICTION_PX = 1.5
 _OWN_PIXELS = 4
 _MANY_IMPOSSIBLE = 0.02
-
-
-class ContradictionError(ValueError):
-    """A file is not what its item says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +143,24 @@ def _check(dataset: rasterio.DatasetReader, source: BandSource) -> None:
         raise ContradictionError(
             f"it has {dataset.count} bands where its item needs {count or index}: list the bands "
             "of the file in eo:bands"
+        )
+    if source.radiometry.consistent_dn:
+        _check_tags(dataset, source)
+
+
+def _check_tags(dataset: rasterio.DatasetReader, source: BandSource) -> None:
+    """Refuse reflectance whose tags name another offset or scale than the one it is read with."""
+    scale, offset = (t[source.band.index - 1] for t in (dataset.scales, dataset.offsets))
+    expected = source.radiometry.consistent_dn
+    try:
+        tagged = offset_in_dn(scale, offset)
+    except ValueError as error:
+        raise ContradictionError(f"it {error}") from error
+    if tagged is not None and tagged not in expected:
+        raise ContradictionError(
+            f"its tags say that an offset of {tagged} DN belongs to it, but by its item, or the "
+            f"other files of its collection, it is {expected[-1]} DN: mend one of them, or load it "
+            'as it was delivered with s2_offset="keep"'
         )
 
 
@@ -341,8 +356,9 @@ def _overview_level(
     picked, or averaged in dB: of what is averaged here, enough pixels are to be the file's own.
     """
     kind = source.radiometry.kind
-    if kind == "provider classes" or source.radiometry.dtype == "uint8":
+    if source.radiometry.dtype == "uint8":
         return None
-    limit = factor / _OWN_PIXELS if kind in ("power", "decibel") else factor
+    is_averaged = kind in ("power", "amplitude", "decibel")
+    limit = factor / _OWN_PIXELS if is_averaged else factor
     steps = dataset.overviews(source.band.index)
     return max((n for n, step in enumerate(steps) if step <= limit * (1 + 1e-6)), default=None)

@@ -16,14 +16,17 @@ from rasterio.enums import Resampling
 
 from terramind_cube.cube.radiometry import S2_OFFSETS
 from terramind_cube.modalities import MODALITIES, Modality, find_modality, nearest_name
+from terramind_cube.stac.backscatter import RADAR_UNITS
 from terramind_cube.stac.catalogs import StaticCatalog, open_catalog
 from terramind_cube.stac.finding import find_bands
+from terramind_cube.stac.legends import check_legend
 from terramind_cube.stac.providers import DERIVED, LOADABLE
 from terramind_cube.stac.search import Filters, parse_interval
 
 if TYPE_CHECKING:
     from terramind_cube.stac.bands import ItemBands
     from terramind_cube.stac.catalogs import Catalog
+    from terramind_cube.stac.legends import Legend
     from terramind_cube.stac.search import DatetimeQuery
 
 __all__ = [
@@ -72,6 +75,10 @@ class CubeRequest:
         Whether scene classifications become masks.
     skips_bad_items : bool
         Whether an item that lacks something is left out with a warning.
+    radar_unit : str or None
+        Unit of backscatter of items that do not tell it.
+    lulc_legend : tuple of pairs, or None
+        Legend of land cover of items that do not tell it; given as a name or a mapping.
     """
 
     catalog: Catalog
@@ -85,6 +92,8 @@ class CubeRequest:
     resampling: Mapping[str, str] = field(default_factory=dict)
     clouds: bool = True
     skips_bad_items: bool = False
+    radar_unit: str | None = None
+    lulc_legend: Legend | None = None
 
     def __post_init__(self) -> None:
         if self.datetime is not None:
@@ -93,6 +102,12 @@ class CubeRequest:
             raise ValueError(
                 f"s2_offset is one of {', '.join(map(repr, S2_OFFSETS))}, got {self.s2_offset!r}."
             )
+        if self.radar_unit not in (None, *RADAR_UNITS):
+            raise ValueError(
+                f"radar_unit is one of {', '.join(map(repr, RADAR_UNITS))}, got "
+                f"{self.radar_unit!r}."
+            )
+        object.__setattr__(self, "lulc_legend", check_legend(self.lulc_legend))
         names = [modality.name for modality in self.asked]
         object.__setattr__(self, "bands", _check_bands(self.bands, names))
         for name, method in self.resampling.items():

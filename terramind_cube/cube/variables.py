@@ -14,6 +14,7 @@ import xarray as xr
 from terramind_cube.cube.clouds import CLOUD_DILATION_M, SCENE_CLASSES, mask_finisher
 from terramind_cube.cube.mosaic import ItemSource, Mosaic, lazy_mosaic
 from terramind_cube.cube.radiometry import Radiometry, added_offset_dn, ndvi, rgb
+from terramind_cube.cube.units import describe_units
 from terramind_cube.modalities import LULC_CLASSES, MODALITIES
 from terramind_cube.stac.acquisitions import processing_age
 
@@ -291,6 +292,8 @@ def _attributes(modality: Modality, series: Series) -> dict[str, Any]:
     if modality.kind == "classes":
         attrs["flag_values"] = [row.value for row in LULC_CLASSES]
         attrs["flag_meanings"] = " ".join(row.name for row in LULC_CLASSES)
+    if units := describe_units(sources):
+        attrs["source_unit" if modality.units == "dB" else "source_legend"] = units
     if not math.isnan(modality.fill_value):
         attrs["nodata"] = int(modality.fill_value)
     # An attribute outlives arithmetic, which drops the encoding.

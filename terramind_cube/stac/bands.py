@@ -11,13 +11,19 @@ from urllib.parse import unquote, urlparse
 from pystac.utils import make_absolute_href
 
 from terramind_cube.modalities import MODALITIES, Modality
-from terramind_cube.stac.calibration import (
+from terramind_cube.stac.backscatter import (
     backscatter_unit,
-    declared_nodata,
     is_detected,
-    linear_scale,
-    optical_offset_dn,
+    polarisation,
+    uncalibrated,
 )
+from terramind_cube.stac.calibration import (
+    OpticalOffset,
+    declared_nodata,
+    linear_scale,
+    optical_offset,
+)
+from terramind_cube.stac.legends import LEGENDS, declared_legend
 from terramind_cube.stac.providers import (
     LOADABLE,
     NATIVE_RESOLUTION_M,
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 
     import pystac
 
+    from terramind_cube.stac.legends import Legend
     from terramind_cube.stac.providers import CollectionRow
 
 __all__ = ["BandLocation", "ItemBands", "locate_bands"]
@@ -48,7 +55,7 @@ _BAND_NAMES: Mapping[str, tuple[str, ...]] = {
     "B11": ("b11", "swir16"),
     "B12": ("b12", "swir22"),
     "SCL": ("scl",),
-    "VV": ("vv", "gamma0_vv", "sigma0_vv"),
+    "VV": ("vv", "gamma0_vv", "sigma0_vv"),  # and what `polarisation` reads
     "VH": ("vh", "gamma0_vh", "sigma0_vh"),
     "DEM": ("dem", "data", "elevation"),
     "LULC": ("lulc", "data", "map", "land_cover"),
@@ -100,12 +107,16 @@ class ItemBands:
         In the order of `labels`.
     labels : tuple of str
         Bands of the modality that are read, in its order.
-    offset_dn : int
-        Digital numbers to add for reflectance x 10000: 0 or -1000.
-    is_linear_power : bool
-        Whether backscatter is in linear power, to be turned into dB.
-    has_provider_classes : bool
-        Whether land cover has the annual map's codes, to be turned into TerraMind's.
+    offset : OpticalOffset
+        Digital numbers to add for reflectance x 10000, and what tells them.
+    unit : {"dB", "linear", "amplitude"} or None
+        Unit of backscatter; None where metadata do not tell it.
+    legend : tuple of pairs, or None
+        TerraMind's class of each code of land cover; None where metadata do not tell it.
+    told_by : str
+        "item" or "provider": what tells unit or legend.
+    unknown : str
+        What the item says of unit or legend in words that are not understood.
     nodata : float or None
         Fill value of the files, where metadata or the provider's row tell it.
     scale : tuple of float or None
@@ -121,13 +132,20 @@ class ItemBands:
     modality: Modality
     bands: tuple[BandLocation, ...]
     labels: tuple[str, ...] = ()
-    offset_dn: int = 0
-    is_linear_power: bool = False
-    has_provider_classes: bool = False
+    offset: OpticalOffset = OpticalOffset()  # noqa: RUF009  # immutable
+    unit: str | None = None
+    legend: Legend | None = None
+    told_by: str = ""
+    unknown: str = ""
     nodata: float | None = None
     scale: tuple[float, float] | None = None
     scene_classes: BandLocation | None = None
     row: CollectionRow | None = None
+
+    @property
+    def offset_dn(self) -> int:
+        """Digital numbers to add for reflectance x 10000: 0 or -1000."""
+        return self.offset.dn
 
 
 def locate_bands(
@@ -187,7 +205,7 @@ def _located(item: pystac.Item, modality: Modality, labels: tuple[str, ...]) -> 
         found = _locate(item, modality, named)
     if missing := [band for band in labels if band not in found]:
         if modality.name == "S1GRD" and not named and is_detected(item):
-            raise ValueError(_uncalibrated(item))  # whatever its polarisations
+            raise ValueError(uncalibrated(item, row))  # whatever its polarisations
         raise ValueError(
             f"Item {item.id!r} of collection {item.collection_id!r} lacks {', '.join(missing)} of "
             f"{modality.name}: its assets are {', '.join(item.assets) or '(none)'}. Name the "
@@ -203,21 +221,27 @@ def _with_radiometry(
     row: CollectionRow | None,
 ) -> ItemBands:
     bands = tuple(found.values())
-    first, unit, offset_dn = bands[0], None, 0
     for band in bands:
         if not band.href:
             raise ValueError(f"Asset {band.asset!r} of item {item.id!r} has no href.")
+    places = [(band.asset, band.index) for band in bands]
+    told: dict[str, Any] = {}
     if modality.units == "dB":
-        is_named = _names(first.asset, modality.name)
-        unit = backscatter_unit(item, first.asset, row, is_named=is_named)
-        if unit == "amplitude":
-            raise ValueError(_uncalibrated(item))
+        is_named = _names(bands[0].asset, modality.name)
+        unit, by = backscatter_unit(item, places, modality, row, is_named=is_named)
+        told = {"unit": unit, "told_by" if unit else "unknown": by}
     elif modality.units == "1e-4":
-        offset_dn = optical_offset_dn(item, [(band.asset, band.index) for band in bands])
-    nodata = _common(item, "nodata", {declared_nodata(item, b.asset, b.index) for b in bands})
+        told = {"offset": optical_offset(item, places)}
+    elif modality.kind == "classes":
+        legend, unknown = declared_legend(item, *places[0])
+        by = "item" if legend else ""
+        if legend is None and row is not None and row.legend:
+            legend, by = LEGENDS[row.legend], "provider"
+        told = {"legend": legend, "told_by": by, "unknown": unknown}
+    nodata = _common(item, "nodata", {declared_nodata(item, *place) for place in places})
     scale = None
     if modality.dtype == "float32":
-        scale = _common(item, "scale", {linear_scale(item, b.asset, b.index) for b in bands})
+        scale = _common(item, "scale", {linear_scale(item, *place) for place in places})
     if nodata is None and row is not None and row.collection == item.collection_id:
         nodata = row.nodata
     return ItemBands(
@@ -225,13 +249,11 @@ def _with_radiometry(
         modality=modality,
         bands=bands,
         labels=tuple(found),
-        offset_dn=offset_dn,
-        is_linear_power=unit == "linear",
-        has_provider_classes=row is not None and row.has_provider_classes,
         nodata=nodata,
         scale=scale,
         scene_classes=_scene_classes(item, row) if modality.name == "S2L2A" else None,
         row=row,
+        **told,
     )
 
 
@@ -244,14 +266,6 @@ def _common(item: pystac.Item, name: str, told: set[Any]) -> Any:
             "of their own."
         )
     return next(iter(said), None)
-
-
-def _uncalibrated(item: pystac.Item) -> str:
-    return (
-        f"Item {item.id!r} of collection {item.collection_id!r} holds uncalibrated amplitudes in "
-        "ground range, tens of dB away from backscatter and not georeferenced: give calibrated, "
-        'terrain-corrected data with raster:bands unit "dB" or "linear", or ask for S1RTC.'
-    )
 
 
 def _scene_classes(item: pystac.Item, row: CollectionRow | None) -> BandLocation | None:
@@ -300,7 +314,7 @@ def _by_key(
     band: str, modality: Modality | None, assets: Mapping[str, pystac.Asset]
 ) -> tuple[str, int] | None:
     """Find a band by the key of its asset; of several resolutions the one it was taken at."""
-    matches = []
+    matches: list[tuple[int, int, tuple[int, ...], str]] = []
     native = NATIVE_RESOLUTION_M.get(band, 10)
     for key in assets:
         stem, _, suffix = key.lower().rpartition("_")
@@ -308,9 +322,11 @@ def _by_key(
         name = stem if resolution else key.lower()
         if modality is not None:
             name = name.removeprefix(f"{modality.name.lower()}_")
-        if name in _BAND_NAMES[band]:
-            matches.append((abs((resolution or native) - native), resolution, key))
-    return (min(matches)[2], 1) if matches else None
+        named = polarisation(name)
+        if name in _BAND_NAMES[band] or (named is not None and named[0] == band):
+            preference = (0,) if named is None else named[1]
+            matches.append((abs((resolution or native) - native), resolution, preference, key))
+    return (min(matches)[3], 1) if matches else None
 
 
 def _by_metadata(band: str, assets: Mapping[str, pystac.Asset]) -> tuple[str, int] | None:

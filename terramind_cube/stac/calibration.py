@@ -7,7 +7,9 @@ in this order, by
 
 1. a flag that it has (``earthsearch:boa_offset_applied``), which beats what the raster fields say;
 2. the raster fields of the asset: ``raster:offset``, or ``raster:bands`` with ``offset``;
-3. the processing baseline, where the item says nothing about its numbers.
+3. scale and offset in the tags of the file, where the item says nothing about its numbers (they
+   are looked up when a cube is built);
+4. the processing baseline.
 
 The date of acquisition tells nothing.
 """
@@ -16,21 +18,19 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import pystac
 
-    from terramind_cube.stac.providers import CollectionRow
-
 __all__ = [
-    "backscatter_unit",
+    "OpticalOffset",
     "declared_nodata",
-    "is_detected",
     "linear_scale",
-    "optical_offset_dn",
+    "offset_in_dn",
+    "optical_offset",
     "processing_baseline",
     "raster_field",
 ]
@@ -48,16 +48,30 @@ _PRODUCT_FIELDS = (
     "s2:product_uri", "s2:product_id", "sentinel:product_id", "sentinel2:product_uri", "title",
 )  # fmt: skip
 _TRUE = {True, "true", "True", "1"}
-_DECIBEL = {"db", "decibel", "decibels"}
-_POWER = {
-    "1", "linear", "linear power", "power", "intensity", "gamma0", "sigma0", "gamma nought",
-    "sigma nought", "m2/m2", "m^2/m^2", "m2 m-2",
-}  # fmt: skip
 _REFLECTANCE_SCALE = 1e-4
 
 
-def optical_offset_dn(item: pystac.Item, places: Iterable[tuple[str, int]]) -> int:
-    """Return what must be added to an item's digital numbers for reflectance x 10000.
+class OpticalOffset(NamedTuple):
+    """What must be added to an item's digital numbers for reflectance x 10000.
+
+    Attributes
+    ----------
+    dn : int
+        0 or, for products of baseline 04.00 and later as they were delivered, -1000.
+    told_by : {"flag", "fields", "tags", "baseline", ""}
+        What tells it: a provider's flag, the item's raster fields, the file, the processing
+        baseline, or nothing.
+    consistent_dn : tuple of int
+        Offsets that the tags of the files may name without a contradiction.
+    """
+
+    dn: int = 0
+    told_by: str = ""
+    consistent_dn: tuple[int, ...] = (0,)
+
+
+def optical_offset(item: pystac.Item, places: Iterable[tuple[str, int]]) -> OpticalOffset:
+    """Return what must be added to an item's digital numbers, by its metadata alone.
 
     Parameters
     ----------
@@ -67,8 +81,7 @@ def optical_offset_dn(item: pystac.Item, places: Iterable[tuple[str, int]]) -> i
 
     Returns
     -------
-    int
-        0 or, for products of baseline 04.00 and later as they were delivered, -1000.
+    OpticalOffset
 
     Raises
     ------
@@ -76,28 +89,49 @@ def optical_offset_dn(item: pystac.Item, places: Iterable[tuple[str, int]]) -> i
         If a band has another scale than 1e-4, or the bands differ in offset.
     """
     declared = [_declared_offset_dn(item, asset, index) for asset, index in places]
-    if any(item.properties.get(flag) in _TRUE for flag in _APPLIED_FLAGS):
-        return 0
     # A band that says nothing is like the others.
     told = {offset for offset in declared if offset is not None}
+    if any(item.properties.get(flag) in _TRUE for flag in _APPLIED_FLAGS):
+        # Tags may repeat what the raster fields say and the flag beats.
+        return OpticalOffset(0, "flag", tuple(sorted({0, *told})))
     if len(told) > 1:
         raise ValueError(f"The bands of item {item.id!r} differ in offset: {sorted(told)} DN.")
     if told:
-        return told.pop()
+        offset = told.pop()
+        return OpticalOffset(offset, "fields", (offset,))
     baseline = processing_baseline(item)
-    is_shifted = baseline is not None and baseline >= _FIRST_BASELINE_WITH_OFFSET
-    return OFFSET_DN if is_shifted else 0
+    offset = 0 if baseline is None or baseline < _FIRST_BASELINE_WITH_OFFSET else OFFSET_DN
+    return OpticalOffset(offset, "" if baseline is None else "baseline", (offset,))
 
 
 def _declared_offset_dn(item: pystac.Item, asset: str, index: int) -> int | None:
     """Return the offset that raster fields give, None where they say nothing of reflectance."""
     scale = raster_field(item, asset, index, "scale")
     offset = raster_field(item, asset, index, "offset")
+    try:
+        return offset_in_dn(scale, offset)
+    except ValueError as error:
+        raise ValueError(f"Asset {asset!r} of item {item.id!r} {error}") from error
+
+
+def offset_in_dn(scale: Any, offset: Any) -> int | None:
+    """Return an offset of reflectance in digital numbers, None where numbers say nothing of it.
+
+    Parameters
+    ----------
+    scale, offset : float or None
+        As raster fields or the tags of a file give them.
+
+    Raises
+    ------
+    ValueError
+        If the scale is not that of Sentinel-2.
+    """
     factor = _REFLECTANCE_SCALE if scale is None else float(scale)
-    if not (math.isclose(factor, _REFLECTANCE_SCALE) or factor == 1.0):
+    if not (math.isclose(factor, _REFLECTANCE_SCALE, rel_tol=1e-6) or factor == 1.0):
         raise ValueError(
-            f"Asset {asset!r} of item {item.id!r} has scale {factor}: optical bands are read as "
-            "digital numbers of reflectance x 10000 (scale 1e-4)."
+            f"has scale {factor:g}: optical bands are read as digital numbers of reflectance x "
+            "10000 (scale 1e-4)."
         )
     if factor == 1.0 and not offset:
         return None  # what a tool writes that knows the file alone
@@ -121,52 +155,6 @@ def processing_baseline(item: pystac.Item) -> float | None:
         if found := re.search(r"_N(\d\d)(\d\d)_", text):
             return float(f"{found[1]}.{found[2]}")
     return None
-
-
-def backscatter_unit(
-    item: pystac.Item, asset: str, row: CollectionRow | None, *, is_named: bool
-) -> str:
-    """Return the unit of a radar item: ``"dB"``, ``"linear"`` power, or raw ``"amplitude"``.
-
-    Parameters
-    ----------
-    item : pystac.Item
-    asset : str
-        Key of one of its bands.
-    row : CollectionRow or None
-        What is known of its collection.
-    is_named : bool
-        Whether the asset is named after the modality: then it is calibrated.
-    """
-    declared = raster_field(item, asset, 1, "unit")
-    if declared is not None:
-        unit = str(declared).strip().lower()
-        return "dB" if unit in _DECIBEL else "linear" if unit in _POWER else "amplitude"
-    if _is_calibrated(item, asset):
-        return "linear"
-    # Terrain-corrected products keep the type of what they were made of.
-    if is_detected(item) and not is_named and (row is None or row.modality == "S1GRD"):
-        return "amplitude"
-    # Words around a provider's name make it a user's own collection, taken as dB.
-    return (
-        row.unit
-        if row is not None and row.unit and row.collection == item.collection_id
-        else ("dB")
-    )
-
-
-def _is_calibrated(item: pystac.Item, asset: str) -> bool:
-    """Whether an asset says that it is sigma or gamma nought, which is linear power."""
-    words = [asset, *(item.assets[asset].roles or ())]
-    return any(re.search(r"(sigma|gamma)[-_ ]?(0|nought|naught)", word.lower()) for word in words)
-
-
-def is_detected(item: pystac.Item) -> bool:
-    """Whether an item is a radar product in its own geometry, whose numbers are raw."""
-    types = (str(item.properties.get(name) or "") for name in ("sar:product_type", "product:type"))
-    # Terrain-corrected products keep the type of what they were made of.
-    is_corrected = re.search(r"(?i)rtc", item.id) is not None
-    return not is_corrected and any(re.search(r"GRD|SLC", name.upper()) for name in types)
 
 
 def declared_nodata(item: pystac.Item, asset: str, index: int) -> float | None:

@@ -74,10 +74,11 @@ class CollectionRow:
         Data type of the files; None where it varies.
     nodata : float or None
         Fill value of files and items that declare none.
-    unit : {"dB", "linear", "amplitude"} or None
-        Backscatter unit of an item that declares none; None for other modalities.
-    has_provider_classes : bool
-        Whether land cover comes in the annual map's own codes.
+    unit : {"dB", "linear", "amplitude", "raw"} or None
+        Backscatter unit of an item that declares none; raw digital numbers are refused. None for
+        other modalities, and where it is not known.
+    legend : str or None
+        Name of the legend of land cover, see `terramind_cube.stac.legends`.
     resampling : {"nearest", "bilinear"}
         How pixels come onto another grid; backscatter is interpolated as linear power.
     license, attribution : str
@@ -90,7 +91,7 @@ class CollectionRow:
     dtype: str | None = None
     nodata: float | None = None
     unit: str | None = None
-    has_provider_classes: bool = False
+    legend: str | None = None
     resampling: str = "nearest"
     license: str = ""
     attribution: str = ""
@@ -141,8 +142,15 @@ def _optical(collection: str, modality: str, assets: Mapping[str, str]) -> Colle
 def _radar(collection: str, modality: str, unit: str, terms: str, source: str) -> CollectionRow:
     dtype, nodata = ("float32", -32768.0) if unit == "linear" else ("uint16", 0.0)
     return CollectionRow(
-        collection, modality, _RADAR_KEYS, dtype, nodata, unit, False, "bilinear", terms, source
+        collection, modality, _RADAR_KEYS, dtype, nodata, unit, None, "bilinear", terms, source
     )
+
+
+def _power(collection: str) -> CollectionRow:
+    return CollectionRow(
+        collection, "S1RTC", _RADAR_KEYS, "float32", unit="linear", resampling="bilinear",
+        attribution=_MODIFIED,
+    )  # fmt: skip
 
 
 def _elevation(collection: str) -> CollectionRow:
@@ -152,9 +160,9 @@ def _elevation(collection: str) -> CollectionRow:
     )  # fmt: skip
 
 
-def _land_cover(collection: str) -> CollectionRow:
+def _land_cover(collection: str, key: str = "data") -> CollectionRow:
     return CollectionRow(
-        collection, "LULC", {"LULC": "data"}, "uint8", 0, has_provider_classes=True,
+        collection, "LULC", {"LULC": key}, "uint8", 0, legend="impact-observatory",
         license="CC-BY-4.0", attribution=_LULC_SOURCE,
     )  # fmt: skip
 
@@ -177,7 +185,7 @@ PROVIDERS: tuple[Provider, ...] = (
             _optical("sentinel-2-c1-l2a", "S2L2A", _EARTH_SEARCH_L2A),
             _optical("sentinel-2-l2a", "S2L2A", _EARTH_SEARCH_L2A),
             _optical("sentinel-2-l1c", "S2L1C", {**_EARTH_SEARCH_KEYS, "B10": "cirrus"}),
-            _radar("sentinel-1-grd", "S1GRD", "amplitude", _SENTINEL, _MODIFIED),
+            _radar("sentinel-1-grd", "S1GRD", "raw", _SENTINEL, _MODIFIED),
             _elevation("cop-dem-glo-30"),
             _elevation("cop-dem-glo-90"),
         ),
@@ -189,7 +197,7 @@ PROVIDERS: tuple[Provider, ...] = (
         (
             _optical("sentinel-2-l2a", "S2L2A", {band: band for band in (*_L2A, "SCL")}),
             _radar("sentinel-1-rtc", "S1RTC", "linear", "CC-BY-4.0", _RTC_SOURCE),
-            _radar("sentinel-1-grd", "S1GRD", "amplitude", _SENTINEL, _MODIFIED),
+            _radar("sentinel-1-grd", "S1GRD", "raw", _SENTINEL, _MODIFIED),
             _elevation("cop-dem-glo-30"),
             _elevation("cop-dem-glo-90"),
             _land_cover("io-lulc-annual-v02"),
@@ -205,7 +213,7 @@ PROVIDERS: tuple[Provider, ...] = (
             _optical("sentinel-2-l2a", "S2L2A", _at_native_resolution((*_L2A, "SCL"))),
             # Its level 1C has one resolution for each band: keys with and without it are found.
             _optical("sentinel-2-l1c", "S2L1C", {}),
-            _radar("sentinel-1-grd", "S1GRD", "amplitude", _SENTINEL, _MODIFIED),
+            _radar("sentinel-1-grd", "S1GRD", "raw", _SENTINEL, _MODIFIED),
         ),
     ),
     Provider(
@@ -215,6 +223,15 @@ PROVIDERS: tuple[Provider, ...] = (
         (
             _optical("sentinel-s2-l2a-cogs", "S2L2A", {}),  # Earth Search v0
             _radar("sentinel1-rtc-aws", "S1RTC", "linear", _SENTINEL, _MODIFIED),
+            # Digital Earth Africa (odc product s1_rtc) and NASA's OPERA: gamma nought as power.
+            _power("s1_rtc"),
+            _power("OPERA_L2_RTC-S1_V1"),
+            # Impact Observatory's own API, and what else the same map is called.
+            _land_cover("io-10m-annual-lulc", "supercell"),
+            _land_cover("esri-lulc"),
+            # TerraMesh holds the classes that TerraMind was trained with.
+            CollectionRow("terramesh-lulc", "LULC", legend="terramind"),
+            CollectionRow("terramind-lulc", "LULC", legend="terramind"),
             *(
                 CollectionRow(
                     name.lower(),
@@ -294,7 +311,7 @@ def providers_with(modality: str) -> str:
         usable = [
             row.collection
             for row in provider.collections
-            if provider.url and row.modality == modality and row.unit != "amplitude"
+            if provider.url and row.modality == modality and row.unit != "raw"
         ]
         if usable:
             found.append(f"{provider.name} ({', '.join(usable)})")

@@ -13,6 +13,7 @@ import pystac
 import rasterio
 from odc.geo.geobox import GeoBox
 
+from terramind_cube.modalities import LULC_CLASSES
 from terramind_cube.synthetic.land import Place, Surface, make_place
 from terramind_cube.synthetic.scene import (
     Observation,
@@ -39,6 +40,7 @@ _EXTENSIONS = [
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
     "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
+    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
 ]
 _EXTENSIONS_OF = {
     "sat": "https://stac-extensions.github.io/sat/v1.0.0/schema.json",
@@ -282,7 +284,9 @@ def _add_maps(library: _Library, place: Place, years: Sequence[int]) -> None:
     metres = {"data_type": "float32", "nodata": "nan", "unit": "m"}
     dem = _Raster(place.terrain.elevation_m, 10, float("nan"), metres)
     library.add("cop-dem-glo-30", _instant(_DEM_TIME), {"data": dem}, {"gsd": 10})
-    cover = _Raster(classify(place), 10, 0, {"data_type": "uint8", "nodata": 0}, None, "MODE")
+    classes = [{"value": row.value, "name": row.name} for row in LULC_CLASSES]
+    byte = {"data_type": "uint8", "nodata": 0, "classification:classes": classes}
+    cover = _Raster(classify(place), 10, 0, byte, None, "MODE")
     for year in years:
         start = dt.datetime(year, 1, 1, tzinfo=dt.UTC)
         end = dt.datetime(year, 12, 31, 23, 59, 59, tzinfo=dt.UTC)

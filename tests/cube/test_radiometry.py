@@ -15,6 +15,7 @@ from terramind_cube.cube.radiometry import (
     ndvi,
     rgb,
 )
+from terramind_cube.stac.legends import LEGENDS
 
 DN = arrays(np.uint16, (3, 4), elements=st.integers(0, 63999))
 
@@ -94,7 +95,7 @@ def test_floating_point_reflectance_is_refused():
     with pytest.raises(ValueError, match=r"pixels are float32, where integers are expected"):
         decode(np.ones((2, 2), np.float32), reflectance(0))
     with pytest.raises(ValueError, match="classes as codes"):
-        decode(np.ones((2, 2), np.float32), Radiometry("provider classes", "uint8", 0, 0))
+        decode(np.ones((2, 2), np.float32), classes("impact-observatory"))
 
 
 def test_power_becomes_decibel_and_what_is_not_positive_nothing():
@@ -105,12 +106,34 @@ def test_power_becomes_decibel_and_what_is_not_positive_nothing():
     assert np.isnan(found[0, 2:]).all()
 
 
+def test_calibrated_amplitudes_are_squared():
+    amplitude = Radiometry("amplitude", "float32", float("nan"), 0.0)
+    raw = np.array([[1.0, 0.1, 0.0, -0.5, np.nan]], np.float32)
+    found = encode(decode(raw, amplitude), amplitude)
+    np.testing.assert_allclose(found[0, :2], [0, -20], atol=1e-5)
+    assert np.isnan(found[0, 2:]).all()
+
+
+@pytest.mark.parametrize("kind", ["power", "amplitude"])
+def test_decibels_that_are_declared_as_power_are_named(kind):
+    row = Radiometry(kind, "float32", float("nan"))
+    raw = np.full((20, 20), -12, np.float32)
+    with pytest.raises(ValueError, match=r'below zero.*unit "dB"'):
+        decode(raw, row)
+    # Undeclared fill values are no decibels, and a few negative pixels are noise taken off.
+    raw[:] = -9999
+    assert np.isnan(decode(raw, row)).all()
+    raw[:] = 0.1
+    raw[:5] = -0.001
+    assert np.isfinite(decode(raw, row)).sum() == 300
+
+
 def test_decibels_are_averaged_as_power():
     decibel = Radiometry("decibel", "float32", float("nan"), -99.0)
-    raw = np.array([[-10.0, 0.0, -99.0]], np.float32)
+    raw = np.array([[-10.0, 0.0, -99.0, -9999.0]], np.float32)
     linear = decode(raw, decibel)
     np.testing.assert_allclose(linear[0, :2], [0.1, 1.0], rtol=1e-6)
-    assert np.isnan(linear[0, 2])
+    assert np.isnan(linear[0, 2:]).all()
     mean = encode(np.nanmean(linear, keepdims=True), decibel)
     np.testing.assert_allclose(mean, 10 * np.log10(0.55), rtol=1e-5)
     # Pixels that are only picked stay bit for bit.
@@ -118,11 +141,35 @@ def test_decibels_are_averaged_as_power():
     np.testing.assert_array_equal(picked[0, :2], raw[0, :2])
 
 
+def classes(name, nodata=0):
+    return Radiometry("classes", "uint8", 0, nodata, legend=LEGENDS[name])
+
+
 def test_codes_of_both_editions_of_the_map_become_classes():
-    row = Radiometry("provider classes", "uint8", 0, 0)
-    codes = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 255]], np.uint8)
-    expected = [[0, 1, 2, 9, 3, 4, 9, 5, 6, 7, 8, 9, 0, 0]]
-    np.testing.assert_array_equal(decode(codes, row), expected)
+    codes = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]], np.uint8)
+    expected = [[0, 1, 2, 9, 3, 4, 9, 5, 6, 7, 8, 9]]
+    np.testing.assert_array_equal(decode(codes, classes("impact-observatory")), expected)
+
+
+def test_codes_of_other_maps_become_classes():
+    codes = np.array([[0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100]], np.int16)
+    found = decode(codes, classes("esa-worldcover"))
+    np.testing.assert_array_equal(found, [[0, 2, 9, 9, 4, 5, 6, 7, 1, 3, 3, 9]])
+    # Zero is water, and nodata is what the file says.
+    codes = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 255]], np.uint8)
+    found = decode(codes, classes("dynamic-world", nodata=None), 255)
+    np.testing.assert_array_equal(found, [[1, 2, 9, 3, 4, 9, 5, 6, 7, 0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("terramind", 10), ("impact-observatory", 12), ("impact-observatory", 255),
+                       ("esa-worldcover", 11), ("terramind", -1), ("dynamic-world", 300)],
+)  # fmt: skip
+def test_codes_that_are_not_in_the_legend_are_named(name, code):
+    codes = np.array([[0, code]], np.int16)
+    with pytest.raises(ValueError, match=rf"holds the codes {code}, which are not in its legend"):
+        decode(codes, classes(name))
+    np.testing.assert_array_equal(decode(codes, classes(name), code)[0, 1], 0)
 
 
 @given(DN, DN)

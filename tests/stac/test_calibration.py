@@ -107,14 +107,14 @@ def test_corrected_products_keep_the_type_of_what_they_were_made_of():
     )
     assert locate_bands(corrected, S1RTC) is not None
     provided = make("sentinel-1-rtc", ("vv", "vh"), None, {"sar:product_type": "GRD"})
-    assert locate_bands(provided, S1RTC).is_linear_power
+    assert locate_bands(provided, S1RTC).unit == "linear"
 
 
 def test_calibrated_sigma_nought_is_power():
     item = make("sentinel-1-grd", ("vv", "vh"), None, {"sar:product_type": "GRD"})
     for asset in item.assets.values():
         asset.roles = ["data", "sigma0"]
-    assert locate_bands(item, S1GRD).is_linear_power
+    assert locate_bands(item, S1GRD).unit == "linear"
 
 
 def test_landsat_and_harmonised_data_are_not_sentinel():

@@ -8,6 +8,7 @@ import pytest
 from terramind_cube.modalities import MODALITIES
 from terramind_cube.stac import StaticCatalog, find_bands
 from terramind_cube.stac.bands import locate_bands
+from terramind_cube.stac.legends import LEGENDS
 
 S2, L1C = MODALITIES["S2L2A"], MODALITIES["S2L1C"]
 EARTH_SEARCH = (
@@ -86,7 +87,7 @@ def test_raw_radar_products_are_refused():
     assert locate_bands(item, MODALITIES["S1RTC"]) is None
     calibrated = {"raster:bands": [{"unit": "dB"}]}
     item = make_item("sentinel1-grd", {"vv": calibrated, "vh": calibrated}, detected)
-    assert not locate_bands(item, MODALITIES["S1GRD"]).is_linear_power
+    assert locate_bands(item, MODALITIES["S1GRD"]).unit == "dB"
 
 
 def test_one_item_may_hold_several_modalities():
@@ -99,20 +100,20 @@ def test_one_item_may_hold_several_modalities():
 
 
 @pytest.mark.parametrize(
-    ("collection", "unit", "is_linear"),
+    ("collection", "unit", "expected"),
     [
-        ("sentinel-1-rtc", None, True),
-        ("sentinel-1-rtc", "dB", False),
-        ("my-sentinel-1-rtc", None, False),
-        ("s1rtc", "1", True),
-        (None, None, False),
+        ("sentinel-1-rtc", None, "linear"),
+        ("sentinel-1-rtc", "dB", "dB"),
+        ("my-sentinel-1-rtc", None, None),
+        ("s1rtc", "1", "linear"),
+        (None, None, None),
     ],
 )
-def test_backscatter_unit_follows_metadata_then_the_provider(collection, unit, is_linear):
+def test_backscatter_unit_follows_metadata_then_the_provider(collection, unit, expected):
     raster = {} if unit is None else {"raster:bands": [{"unit": unit, "nodata": -32768}]}
     item = make_item(collection, {"vv": raster, "vh": raster})
     found = locate_bands(item, MODALITIES["S1RTC"])
-    assert found.is_linear_power is is_linear
+    assert found.unit == expected
     is_known = unit is not None or collection == "sentinel-1-rtc"
     assert found.nodata == (-32768 if is_known else None)
 
@@ -147,11 +148,14 @@ def test_other_scale_or_mixed_offsets_are_refused():
         locate_bands(make_item("sentinel-2-l2a", mixed), S2)
 
 
-def test_provider_classes_are_those_of_the_annual_map_only():
+def test_legend_of_the_annual_map_is_that_of_its_collections_only():
     lulc = MODALITIES["LULC"]
-    for collection, expected in (("io-lulc-annual-v02", True), ("lulc", False)):
-        found = locate_bands(make_item(collection, {"data": {}}), lulc)
-        assert found.has_provider_classes is expected
+    for collection, key in (
+        ("io-lulc-annual-v02", "data"), ("io-10m-annual-lulc", "supercell"), ("esri-lulc", "data"),
+    ):  # fmt: skip
+        found = locate_bands(make_item(collection, {key: {}}), lulc)
+        assert (found.legend, found.told_by) == (LEGENDS["impact-observatory"], "provider")
+    assert locate_bands(make_item("lulc", {"data": {}}), lulc).legend is None
 
 
 def test_preferred_collection_wins():

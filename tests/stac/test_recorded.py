@@ -14,6 +14,7 @@ from terramind_cube.modalities import MODALITIES
 from terramind_cube.stac import open_catalog
 from terramind_cube.stac.bands import locate_bands
 from terramind_cube.stac.finding import find_bands
+from terramind_cube.stac.legends import LEGENDS
 from terramind_cube.stac.providers import LOADABLE
 from tests.stac.memory_api import MemoryApi, connect, open_client
 from tests.stac.recordings import RECORDINGS, read_items
@@ -146,8 +147,11 @@ def test_radar_elevation_and_land_cover(case):
         assert tuple(band.asset for band in found.bands) == keys
         assert [band.href for band in found.bands] == [absolute(source, key) for key in keys]
         assert found.nodata == nodata
-        assert found.is_linear_power is (name == "S1RTC")  # gamma nought, no unit declared: power
-        assert found.has_provider_classes is (name == "LULC")
+        assert found.unit == ("linear" if name == "S1RTC" else None)  # gamma nought
+        if name == "LULC":  # the items' words for their classes, as the table has them
+            assert found.told_by == "item"
+            assert set(LEGENDS["impact-observatory"]) > set(found.legend)
+            assert len(found.legend) in {10, 11}
         others = set(LOADABLE) - {name}
         assert all(locate_bands(item, MODALITIES[other]) is None for other in others)
 
