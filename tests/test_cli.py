@@ -75,7 +75,7 @@ def test_help_names_every_command_and_option():
         assert command in text
     options = call("generate", "--help").output
     for option in (
-        "bbox", "datetime", "inputs", "outputs", "model", "weights", "tokenizer-weights", "seed",
+        "bbox", "datetime", "inputs", "radar-unit", "lulc-legend", "outputs", "model", "weights", "tokenizer-weights", "seed",
         "temperature", "top-p", "overlap", "chunks", "precision", "device", "compute-batch",
         "threads", "out", "resume",
     ):  # fmt: skip
@@ -125,6 +125,13 @@ def test_info_says_what_a_store_holds(store):
         assert phrase in text
     assert "no ledger/run.json" in refused("info", store[0].parent)
     assert "There is no store" in refused("info", store[0].parent / "absent")
+
+
+def test_units_that_cannot_be_meant_are_refused(catalog, tmp_path):
+    out = ("--out", tmp_path / "a.zarr")
+    assert "radar_unit is one of" in refused("generate", catalog, *out, "--radar-unit", "power")
+    assert "lulc_legend" in refused("generate", catalog, *out, "--lulc-legend", "corine")
+    assert not (tmp_path / "a.zarr").exists()
 
 
 def test_options_reach_the_model_and_bbox_may_be_quoted(catalog, tmp_path):

@@ -26,6 +26,7 @@ __all__ = [
     "Device",
     "Directory",
     "Inputs",
+    "LulcLegend",
     "MaxItems",
     "Modalities",
     "Model",
@@ -36,6 +37,7 @@ __all__ = [
     "Overwrite",
     "Place",
     "Precision",
+    "RadarUnit",
     "Resume",
     "Samples",
     "Saved",
@@ -114,6 +116,16 @@ MaxItems = Annotated[int | None, _option("Most items of a collection.", _READ, "
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Inputs = Annotated[
     list[str] | None, _option("Modality to look at; may be repeated. S2L2A by default.", _READ, "M")
+]
+RadarUnit = Annotated[
+    str | None,
+    _option("Of radar items that tell none: dB, linear or amplitude.", _READ, "UNIT"),
+]
+LulcLegend = Annotated[
+    str | None,
+    _option(
+        "Of land cover that tells none: impact-observatory, esa-worldcover, ...", _READ, "NAME"
+    ),
 ]
 Outputs = Annotated[
     list[str] | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path  # noqa: TC003  # typer reads annotations
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -42,6 +42,8 @@ def generate(  # noqa: PLR0913  # the public surface
     bbox: options.Bbox = None,
     datetime: options.Datetime = None,
     inputs: options.Inputs = None,
+    radar_unit: options.RadarUnit = None,
+    lulc_legend: options.LulcLegend = None,
     outputs: options.Outputs = None,
     model: options.Model = "terramind_nano",
     weights: options.Weights = None,
@@ -91,7 +93,14 @@ def generate(  # noqa: PLR0913  # the public surface
     )
     with status(console, "Searching the catalog"):
         seen = inputs or ["S2L2A"]
-        cube = load_cube(open_catalog(catalog), bbox=area, datetime=datetime, modalities=seen)
+        cube = load_cube(
+            open_catalog(catalog),
+            bbox=area,
+            datetime=datetime,
+            modalities=seen,
+            radar_unit=cast("Any", radar_unit),
+            lulc_legend=lulc_legend,
+        )
         result, rows = _plan_result(cube, seen, outputs or ["LULC"], chosen)
     print_rows(console, [*rows, ("Store", str(out.absolute()))])
     try:

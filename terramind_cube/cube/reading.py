@@ -144,16 +144,22 @@ def _check(dataset: rasterio.DatasetReader, source: BandSource) -> None:
             f"it has {dataset.count} bands where its item needs {count or index}: list the bands "
             "of the file in eo:bands"
         )
-    if source.radiometry.consistent_dn:
-        _check_tags(dataset, source)
+    _check_tags(dataset, source)
 
 
 def _check_tags(dataset: rasterio.DatasetReader, source: BandSource) -> None:
-    """Refuse reflectance whose tags name another offset or scale than the one it is read with."""
-    scale, offset = (t[source.band.index - 1] for t in (dataset.scales, dataset.offsets))
-    expected = source.radiometry.consistent_dn
+    """Refuse a file whose tags name another scale or offset than the one that it is read with."""
+    tags = tuple(t[source.band.index - 1] for t in (dataset.scales, dataset.offsets))
+    told, expected = source.radiometry.scale, source.radiometry.consistent_dn
+    if told is not None and tags != (1.0, 0.0) and not np.allclose(tags, told, rtol=1e-6, atol=0):
+        raise ContradictionError(
+            f"its tags say scale {tags[0]:g} and offset {tags[1]:g}, but its item says "
+            f"{told[0]:g} and {told[1]:g}: mend one of them"
+        )
+    if not expected:
+        return
     try:
-        tagged = offset_in_dn(scale, offset)
+        tagged = offset_in_dn(*tags)
     except ValueError as error:
         raise ContradictionError(f"it {error}") from error
     if tagged is not None and tagged not in expected:

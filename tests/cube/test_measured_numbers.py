@@ -265,6 +265,17 @@ def test_item_and_file_that_contradict_each_other_are_named(tmp_path):
         reflectance([item])
 
 
+@pytest.mark.parametrize("raster", [{"scale": 0.1, "offset": 10}, {"scale": 1, "offset": 0}])
+def test_elevation_that_item_and_file_scale_differently_is_named(tmp_path, raster):
+    path = write_tiff(tmp_path / "dem.tif", np.full((SIZE_PX, SIZE_PX), 500, "int16"))
+    item = make_item("dem", day("2021-04-22"), {"data": path}, collection="my-dem", raster=raster)
+    expected = 500 * raster["scale"] + raster["offset"]
+    np.testing.assert_allclose(load_cube([item], modalities=["DEM"])["DEM"].values, expected)
+    tag(tmp_path, "dem", 0.5, -50.0)
+    with pytest.raises(AssetError, match=r"item 'dem'.*tags say scale 0\.5 and offset -50"):
+        load_cube([item], modalities=["DEM"])["DEM"].compute()
+
+
 def test_bands_of_a_file_that_differ_are_named(tmp_path):
     item = s2_item(tmp_path, "a", day("2024-05-01"), value=2500)
     tag(tmp_path, "a", 1e-4, -0.1, bands=(1,))
