@@ -34,6 +34,7 @@ from terramind_cube.cube.variables import (
     step_coords,
 )
 from terramind_cube.modalities import MODALITIES
+from terramind_cube.stac.legends import check_legend
 from terramind_cube.stac.search import Filters, area_geometry, plain_datetime
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def load_cube(  # noqa: PLR0913
     request = CubeRequest(
         as_catalog(catalog_or_items), asked, area, datetime, within, filters, cast("Any", dict(bands or {})),
         s2_offset, dict(resampling or {}), clouds, skips_bad_items=on_error == "nodata",
-        radar_unit=radar_unit, lulc_legend=cast("Any", lulc_legend),
+        radar_unit=radar_unit, lulc_legend=check_legend(lulc_legend),
     )  # fmt: skip
     failures = ReadFailures() if on_error == "nodata" else None
     token = "" if failures is None else failures.token

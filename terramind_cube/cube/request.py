@@ -19,7 +19,6 @@ from terramind_cube.modalities import MODALITIES, Modality, find_modality, neare
 from terramind_cube.stac.backscatter import RADAR_UNITS
 from terramind_cube.stac.catalogs import StaticCatalog, open_catalog
 from terramind_cube.stac.finding import find_bands
-from terramind_cube.stac.legends import check_legend
 from terramind_cube.stac.providers import DERIVED, LOADABLE
 from terramind_cube.stac.search import Filters, parse_interval
 
@@ -78,7 +77,7 @@ class CubeRequest:
     radar_unit : str or None
         Unit of backscatter of items that do not tell it.
     lulc_legend : tuple of pairs, or None
-        Legend of land cover of items that do not tell it; given as a name or a mapping.
+        Legend of land cover of items that do not tell it.
     """
 
     catalog: Catalog
@@ -107,7 +106,6 @@ class CubeRequest:
                 f"radar_unit is one of {', '.join(map(repr, RADAR_UNITS))}, got "
                 f"{self.radar_unit!r}."
             )
-        object.__setattr__(self, "lulc_legend", check_legend(self.lulc_legend))
         names = [modality.name for modality in self.asked]
         object.__setattr__(self, "bands", _check_bands(self.bands, names))
         for name, method in self.resampling.items():

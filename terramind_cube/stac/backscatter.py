@@ -32,17 +32,15 @@ __all__ = ["RADAR_UNITS", "backscatter_unit", "is_detected", "polarisation", "un
 RADAR_UNITS = ("dB", "linear", "amplitude")
 """Decibels, linear power, and the root of linear power."""
 
-_UNITS = {
-    **dict.fromkeys(("db", "decibel", "decibels"), "dB"),
-    **dict.fromkeys(
-        ("1", "linear", "linear power", "power", "intensity", "natural", "natural units", "gamma0",
-         "sigma0", "gamma nought", "sigma nought", "m2/m2", "m^2/m^2", "m2 m 2"), "linear",
-    ),
-    **dict.fromkeys(("amplitude", "linear amplitude", "calibrated amplitude"), "amplitude"),
-    **dict.fromkeys(
-        ("dn", "count", "counts", "digital number", "digital numbers", "raw"), "raw"
-    ),
-}  # fmt: skip
+# The first set that shares a word with a unit tells it: "gamma0 dB" is dB.
+_UNITS = (
+    ({"db", "decibel", "decibels"}, "dB"),
+    ({"dn", "count", "counts", "digital", "raw"}, "raw"),
+    ({"amplitude", "amplitudes"}, "amplitude"),
+    ({"1", "linear", "power", "intensity", "natural", "gamma0", "sigma0", "gamma", "sigma", "m2"},
+     "linear"),
+)  # fmt: skip
+_NO_UNITS = {"unitless", "dimensionless", "none", "unknown", "na", "n/a", "-", "null"}
 _BY_KEY = {
     "lin": "linear", "linear": "linear", "natural": "linear", "power": "linear", "pwr": "linear",
     "intensity": "linear", "log": "dB", "db": "dB", "decibel": "dB", "amp": "amplitude",
@@ -164,8 +162,9 @@ def is_detected(item: pystac.Item) -> bool:
 def _told(item: pystac.Item, asset: str, index: int) -> str | None:
     """Return the unit of a band in the item's words, or as its names tell."""
     declared = raster_field(item, asset, index, "unit")
-    if declared is not None and str(declared).strip():
-        return str(declared).strip()
+    text = "" if declared is None else str(declared).strip()
+    if text and text.lower() not in _NO_UNITS:
+        return text
     if unit := _key_unit(asset):
         return unit
     for text in (item.id, item.assets[asset].href):
@@ -175,7 +174,8 @@ def _told(item: pystac.Item, asset: str, index: int) -> str | None:
 
 
 def _understood(text: str) -> str | None:
-    return _UNITS.get(re.sub(r"[-_\s]+", " ", text.strip().lower()))
+    words = set(re.findall(r"[a-z0-9]+", re.sub(r"[\^*]", "", text.lower())))
+    return next((unit for known, unit in _UNITS if words & known), None)
 
 
 def _words(key: str) -> list[str]:

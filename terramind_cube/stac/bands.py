@@ -58,7 +58,16 @@ _BAND_NAMES: Mapping[str, tuple[str, ...]] = {
     "VV": ("vv", "gamma0_vv", "sigma0_vv"),  # and what `polarisation` reads
     "VH": ("vh", "gamma0_vh", "sigma0_vh"),
     "DEM": ("dem", "data", "elevation"),
-    "LULC": ("lulc", "data", "map", "land_cover"),
+    "LULC": (
+        "lulc",
+        "data",
+        "map",
+        "land_cover",
+        "landcover",
+        "classification",
+        "label",
+        "supercell",
+    ),
 }
 # "rededge" is no name: four bands share it.
 _PICTURES = {"visual", "thumbnail", "overview", "preview", "rendered_preview"}

@@ -328,7 +328,12 @@ def test_land_cover_is_translated_by_the_words_of_its_item(tmp_path, codes, clas
 
 @pytest.mark.parametrize(
     ("collection", "key"),
-    [("io-10m-annual-lulc", "supercell"), ("esri-lulc", "data"), ("my-io-lulc-annual-v02", "data")],
+    [
+        ("io-10m-annual-lulc", "supercell"),
+        ("esri-lulc", "data"),
+        ("io_lulc_v2", "classification"),
+        ("my-io-lulc-annual-v02", "data"),
+    ],
 )
 def test_land_cover_of_the_annual_map_by_other_names(tmp_path, collection, key):
     item = cover(tmp_path, [1, 2, 4, 5, 7, 8, 9, 10, 11], collection=collection, key=key)
@@ -350,5 +355,7 @@ def test_land_cover_without_a_legend_is_refused_with_the_parameter(tmp_path):
         found = land_cover(item, lulc_legend=legend)
         np.testing.assert_array_equal(found.values[0].ravel()[:3], expected)
         assert found.attrs["source_legend"].endswith("(lulc_legend)")
+        tree = load_cube([item], modalities=["LULC"], mode="native", lulc_legend=legend)
+        np.testing.assert_array_equal(tree["LULC"]["LULC"].values, found.values)
     with pytest.raises(AssetError, match=r"codes 1, 2, 4, which are not in its legend"):
         land_cover(item, lulc_legend="esa-worldcover").compute()

@@ -46,12 +46,20 @@ def test_gamma_nought_as_power_is_preferred():
     [
         ("natural", "linear"), ("Natural", "linear"), ("linear_power", "linear"), ("1", "linear"),
         ("intensity", "linear"), ("dB", "dB"), ("decibel", "dB"), (" db ", "dB"),
+        ("gamma0 [dB]", "dB"), ("gamma0", "linear"), ("linear power", "linear"), ("m^2/m^2", "linear"),
         ("amplitude", "amplitude"), ("furlongs", None),
     ],
 )  # fmt: skip
 def test_units_in_the_words_of_makers(unit, expected):
     assert unit_of("sentinel-1-rtc", unit=unit) == expected
     assert unit_of("my-nrb", ("vv-g-lin", "vh-g-lin"), unit=unit) == expected
+
+
+@pytest.mark.parametrize("unit", ["unitless", "Dimensionless", "none", "", " "])
+def test_words_for_no_unit_tell_nothing(unit):
+    assert unit_of("my-s1rtc", unit=unit) is None
+    assert unit_of("my-nrb", ("vv-g-log", "vh-g-log"), unit=unit) == "dB"
+    assert unit_of("s1_rtc", unit=unit) == "linear"
 
 
 @pytest.mark.parametrize(
