@@ -321,7 +321,7 @@ def _decoded(
     part = Window(x0, y0, x1 - x0, y1 - y0)
     raw = dataset.read(index, window=part)
     if source.radiometry.kind == "reflectance":
-        _tell_impossible(raw, source)
+        _tell_impossible(raw, source, dataset.nodatavals[index - 1])
     pixels = decode(
         raw,
         source.radiometry,
@@ -335,12 +335,12 @@ def _decoded(
     return pixels
 
 
-def _tell_impossible(raw: NDArray[Any], source: BandSource) -> None:
+def _tell_impossible(raw: NDArray[Any], source: BandSource, file_nodata: float | None) -> None:
     """Say it once where many digital numbers of a file are no reflectance."""
     if raw.size == 0 or raw.max() < IMPOSSIBLE_DN:
         return
-    held = np.count_nonzero(raw)
-    if np.count_nonzero(is_impossible(raw)) > _MANY_IMPOSSIBLE * held:
+    is_held = (raw != 0) & (raw != source.radiometry.nodata) & (raw != file_nodata)
+    if np.count_nonzero(is_impossible(raw) & is_held) > _MANY_IMPOSSIBLE * is_held.sum():
         # The same words for all windows: Python says them once.
         warnings.warn(
             f"Item {source.item_id!r}, asset {source.band.asset!r}: in a part of it more than "

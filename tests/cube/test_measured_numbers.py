@@ -3,6 +3,7 @@
 import warnings
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import rasterio
 
 from terramind_cube.cube import ReadOptions, load_cube, units
 from terramind_cube.cube.failures import AssetError
+from terramind_cube.cube.radiometry import Radiometry, decode
 from terramind_cube.testing import assert_lazy
 from tests.cube.scenes import SIZE_PX, day, make_item, s1_item, s2_item, warns_user, write_tiff
 
@@ -78,6 +80,32 @@ def test_wrapped_pixels_are_nodata_and_named(tmp_path):
         values = cube["S2L2A"].values[0]
     assert (values[:, : SIZE_PX // 3] == 0).all()
     np.testing.assert_array_equal(values[:, SIZE_PX // 3 :], pixels[:, SIZE_PX // 3 :])
+
+
+def test_wrapped_pixels_of_a_real_product_are_nodata():
+    """iCOR's reflectance went below zero in four pixels: 64642 to 65475."""
+    name = "shared/data/icor_s2_srtm/ref_check_icor_S2_B02.tif"
+    places = [parent / name for parent in Path(__file__).resolve().parents]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        pytest.skip("shared/ with the iCOR scene is not beside this clone")
+    with rasterio.open(path) as file:
+        raw, nodata = file.read(1), file.nodatavals[0]
+    found = decode(raw, Radiometry("reflectance", "uint16", 0), nodata)
+    assert np.count_nonzero(found == 0) == 4
+    assert found.max() == 19856
+
+
+def test_fill_value_of_a_file_is_no_saturation(tmp_path):
+    """Some tools fill with 65535 and say so."""
+    pixels = np.full((12, SIZE_PX, SIZE_PX), 1500, "u2")
+    pixels[:, 10:] = 65535
+    path = write_tiff(tmp_path / "a.tif", pixels, nodata=65535)
+    item = make_item("a", day("2024-05-01"), {"data": path}, collection="my-s2l2a")
+    with silent():
+        values = load_cube([item], modalities=["S2L2A"])["S2L2A"].values[0]
+    assert (values[:, :10] == 1500).all()
+    assert not values[:, 10:].any()
 
 
 def test_saturated_pixels_let_the_scene_below_show_through(tmp_path):
