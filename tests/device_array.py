@@ -46,6 +46,9 @@ class Elsewhere(np.lib.mixins.NDArrayOperatorsMixin):
     def astype(self, dtype, **options):
         return Elsewhere(self.held.astype(dtype, **options))
 
+    def get(self):
+        return self.held
+
     def transpose(self, *axes):
         return Elsewhere(self.held.transpose(*axes))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -15,6 +15,8 @@ from terramind_cube.modalities import LULC_CLASSES, MODALITIES, Modality
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from terramind_cube.modalities import Statistics
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "describe_variables",
     "find_layers",
     "missing_hints",
+    "noted_values",
     "ordered_layer",
     "own_modality",
     "radar_hint",
@@ -68,11 +71,19 @@ class Layer:
         )
         if coordinate is None or not set(coordinate.dims) <= {"time"}:
             return told
-        dates = list(map(str, np.atleast_1d(coordinate.values)))
+        dates = list(map(str, np.atleast_1d(noted_values(coordinate))))
         held = dict.fromkeys(item for date in dates for item in date.split())
         # An id may hold blanks, which part the ids of a date.
         spaced = [item for item in told if " " in item and any(item in date for date in dates)]
         return tuple(item for item in told if item in held or item in spaced) or tuple(held)
+
+
+def noted_values(coordinate: xr.DataArray) -> NDArray[Any]:
+    """Return the values of a small coordinate, which a store that was opened may hold lazily.
+
+    They are read here and now: no pixel is computed for them, and no cluster asked.
+    """
+    return np.asarray(coordinate.compute(scheduler="synchronous").values)
 
 
 def find_layers(

@@ -21,10 +21,12 @@ from terramind_cube.cube.layers import (
     describe_variables,
     find_layers,
     missing_hints,
+    noted_values,
     ordered_layer,
     own_modality,
     radar_hint,
 )
+from terramind_cube.cube.plausibility import refuse_units
 from terramind_cube.modalities import MODALITIES, Statistics, find_modality
 
 if TYPE_CHECKING:
@@ -160,7 +162,8 @@ def read_layout(
     ------
     ValueError
         If the grid does not fit (see `read_geobox`), a modality is unknown or absent, bands are
-        missing, pixels are no real numbers, dates are missing or repeated, or nothing usable is there.
+        missing, pixels are no real numbers or, in memory, in another unit (see
+        `terramind_cube.cube.plausibility`), dates are missing or repeated, or nothing usable is there.
 
     Warns
     -----
@@ -206,6 +209,9 @@ def read_layout(
     has_date = "time" in cube.coords and "time" not in cube.dims
     is_dated = has_axis or (has_date and any(row.modality.temporal != "static" for row in layers))
     times = _times(cube) if is_dated else None
+    for layer in layers:
+        if layer.data.chunks is None:  # lazy ones are looked at when they are computed
+            refuse_units(layer)
     return CubeLayout(geobox, times, layers, cube.attrs.get("read_failures"), has_axis)
 
 
@@ -213,9 +219,9 @@ def _warn_of_offsets(cube: xr.Dataset, chosen: Sequence[str]) -> None:
     """Warn of reflectance that was loaded with its offset."""
     for name in chosen:
         left = cube.coords.get(f"{name}_offset_left")
-        if left is not None and left.values.any():
+        if left is not None and (added := noted_values(left)).any():
             warnings.warn(
-                f"{name} holds digital numbers {int(left.values.max())} above reflectance x 10000: "
+                f"{name} holds digital numbers {int(added.max())} above reflectance x 10000: "
                 'load the cube with s2_offset="remove" unless a model was trained that way.',
                 UserWarning,
                 stacklevel=3,
@@ -236,7 +242,7 @@ def _check_spacing(cube: xr.Dataset, dim: str) -> None:
 def _times(cube: xr.Dataset) -> NDArray[np.datetime64]:
     if "time" not in cube.coords or cube["time"].dtype.kind != "M":
         raise ValueError("The cube's dimension time needs a coordinate of dates (datetime64).")
-    times = np.atleast_1d(cube["time"].values).astype("datetime64[ns]")
+    times = np.atleast_1d(noted_values(cube["time"])).astype("datetime64[ns]")
     if np.isnat(times).any():
         raise ValueError(
             f"The cube's time is NaT at {np.flatnonzero(np.isnat(times)).tolist()}: leave those dates "

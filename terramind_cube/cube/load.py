@@ -166,8 +166,9 @@ def load_cube(  # noqa: PLR0913
         ``cloud_mask`` (time, y, x) bool, True where cloud, shadow, cirrus, defective or no data.
 
         Along ``time`` (UTC, of the first item of a solar day): ``X_items`` (ids), ``S2L2A_offset``
-        (int16, DN that reading added; of a mixed date the newest item's), ``S2L2A_offset_left`` (DN
-        that are still in, where it was kept or added), ``clear_fraction`` (lazy, of the whole
+        (int16, DN that reading added; of a mixed date the newest item's), ``S2L2A_baseline``
+        (processing baseline, NaN where unknown), ``S2L2A_offset_left`` (DN that are still in, where it
+        was kept or added), ``clear_fraction`` (lazy, of the whole
         area), and of paired radar ``S1RTC_time`` (NaT without one) and ``S1RTC_relative_orbit``.
 
     Raises

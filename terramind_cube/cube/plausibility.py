@@ -1,33 +1,114 @@
-"""Whether the pixels of a cube can be what their metadata say; never asked while a cube is built.
+"""Whether the pixels of a cube can be what their metadata say; never asked while a lazy cube is built.
 
-Providers' metadata are wrong at times: flags of an offset that was not taken off, or backscatter in
-another unit. A window of each date tells.
+Providers' metadata are wrong at times, and arrays come from anywhere: reflectance in 0..1, flags of
+an offset that was not taken off, backscatter in another unit, fill values that nobody declares. A
+sample of each date tells. What cannot be at all is refused, what looks wrong is told, and single
+pixels that can be nothing are nodata.
 """
 
 from __future__ import annotations
 
+import sys
+import threading
+import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from terramind_cube.cube.layers import find_layers
-from terramind_cube.modalities import LULC_CLASSES, MODALITIES
+from terramind_cube.cube.layers import Layer, find_layers, noted_values
+from terramind_cube.modalities import IMPOSSIBLE_DN, LOWEST_DN, LULC_CLASSES, MODALITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
     import xarray as xr
     from numpy.typing import NDArray
 
-__all__ = ["find_implausible"]
+__all__ = [
+    "Finding",
+    "Scene",
+    "blank_impossible",
+    "find_implausible",
+    "judge",
+    "list_scenes",
+    "look_at",
+    "refuse",
+    "refuse_units",
+    "sample",
+    "tell_once",
+]
 
 # Water and shade are nearly black in the short-wave infrared: a scene in which no pixel of any band
-# is darker than this still has the offset of 1000.
-_DARKEST_DN = 950
+# is darker than this still has the offset of 1000, unless all of it is as bright as clouds.
+_DARKEST_DN = (950, 2000)
 # An offset that is taken off twice leaves most of the visible bands at the smallest valid number.
 _CLAMPED_SHARE = 0.05
+_NEGATIVE_SHARE = 0.2
+_MANY_IMPOSSIBLE = 0.01
+_FIRST_BASELINE_WITH_OFFSET = 4.0
 _BACKSCATTER_DB = (-40.0, 10.0)
+_BRIGHTEST, _BRIGHTEST_PERCENT = 2.0, 130.0  # of reflectance, with room for glint
 _ENOUGH_PX = 1000
+_ENOUGH_NUMBERS = 100
+_SAMPLE_PX = 64
+_OPTICAL = ("S2L2A", "S2L1C")
+_RUNS_REMEMBERED = 100
+_TOLD: dict[str, set[tuple[str, str]]] = {}
+_LOCK = threading.Lock()
+
+# What no pixel can be, whatever the scene: digital numbers that are saturated or wrapped, heights
+# below the lowest land and above the highest, and fill values such as -9999 that nobody declares.
+_POSSIBLE: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_OPTICAL, (LOWEST_DN, IMPOSSIBLE_DN - 1)),
+    "S1RTC": (-200, np.inf),
+    "S1GRD": (-200, np.inf),
+    "DEM": MODALITIES["DEM"].valid_range or (-np.inf, np.inf),
+    "NDVI": (-1000, np.inf),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is known of one date of a layer before its pixels are seen.
+
+    Attributes
+    ----------
+    modality : str
+    date : str
+        Day, ISO 8601; empty for a static layer.
+    may_have_offset : bool
+        Whether Sentinel-2's offset of 1000 can be left in the pixels unknown: not in products before
+        baseline 04.00, and not where reading took it off, or noted that it is still there.
+    """
+
+    modality: str
+    date: str = ""
+    may_have_offset: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.modality} of {self.date}" if self.date else self.modality
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What looks wrong in a scene.
+
+    Attributes
+    ----------
+    scene : Scene
+    kind : str
+        Equal for findings of the same kind.
+    text : str
+        A sentence that names the scene.
+    is_certain : bool
+        Whether it cannot be right, so that generating from it is refused.
+    """
+
+    scene: Scene
+    kind: str
+    text: str
+    is_certain: bool = False
 
 
 def find_implausible(cube: xr.Dataset, *, window_px: int = 512) -> list[str]:
@@ -43,9 +124,8 @@ def find_implausible(cube: xr.Dataset, *, window_px: int = 512) -> list[str]:
     Returns
     -------
     list of str
-        One sentence for each variable and date that looks wrong; empty where all is plausible.
-        Pixels under a ``cloud_mask`` do not count; without one, a scene of clouds or snow alone may
-        look as if it had an offset.
+        One sentence for each thing that looks wrong in a variable and date; empty where all is
+        plausible. Pixels under a ``cloud_mask`` do not count.
 
     Raises
     ------
@@ -55,19 +135,19 @@ def find_implausible(cube: xr.Dataset, *, window_px: int = 512) -> list[str]:
     if window_px < 1:
         raise ValueError(f"window_px is a number of pixels, at least 1, got {window_px}.")
     middle = {dim: _middle(cube.sizes[dim], window_px) for dim in ("y", "x")}
-    layers, found = find_layers(cube), []
-    if "cloud_mask" in cube.data_vars:
-        for name in {"S2L2A", "S2L1C"} & set(layers):
-            # Clouds are bright in all bands, as an offset is.
-            seen = ~cube["cloud_mask"]
-            layers[name] = layers[name].where(seen, np.zeros((), layers[name].dtype))
-    for name, test in _TESTS.items():
-        if name not in layers:
+    found = []
+    for name, data in find_layers(cube).items():
+        if data.dtype.kind not in "iuf":
+            found.append(f"{name}: its pixels are {data.dtype}, no real numbers.")
             continue
-        for when, pixels in _dates(layers[name].isel(middle)):
-            valid = _valid(name, pixels)
-            if valid.size >= min(_ENOUGH_PX, pixels.size) and (problem := test(valid)):
-                found.append(f"{name}{when}: {problem}")
+        window = data.isel(middle)
+        if "cloud_mask" in cube.data_vars and name in _OPTICAL:
+            # Clouds are bright in all bands, as an offset is.
+            is_seen = ~cube["cloud_mask"].isel(middle)
+            window = window.where(is_seen, np.zeros((), data.dtype))
+        for place, scene in enumerate(list_scenes(Layer(MODALITIES[name], data, ()))):
+            one = window.isel(time=place) if "time" in window.dims else window
+            found += [finding.text for finding in judge(scene, one.values)]
     return found
 
 
@@ -76,29 +156,247 @@ def _middle(size: int, length: int) -> slice:
     return slice(start, min(start + length, size))
 
 
-def _dates(variable: xr.DataArray) -> Iterator[tuple[str, NDArray[Any]]]:
-    if "time" not in variable.dims:
-        yield "", variable.values
-        return
-    for place in range(variable.sizes["time"]):
-        one = variable.isel(time=place)
-        yield f" of {str(one['time'].values)[:10]}", one.values
+def list_scenes(layer: Layer) -> list[Scene]:
+    """Return what is known of each date of a layer, of a static one once; no pixel is computed."""
+    name, coords = layer.modality.name, layer.data.coords
+    if layer.modality.temporal == "static" and layer.is_static:
+        return [Scene(name)]
+    count = 1 if layer.is_static else layer.data.sizes["time"]
+
+    def known(what: str, default: float) -> NDArray[np.float64]:
+        coordinate = coords.get(f"{name}_{what}")
+        if coordinate is None or not set(coordinate.dims) <= {"time"}:
+            return np.full(count, default)
+        return np.broadcast_to(noted_values(coordinate).astype(np.float64), (count,))
+
+    dates = [""] * count
+    if "time" in coords and coords["time"].dtype.kind == "M":
+        days = np.atleast_1d(noted_values(coords["time"])).astype("datetime64[D]")
+        dates = days.astype(str).tolist()
+    is_old = known("baseline", np.nan) < _FIRST_BASELINE_WITH_OFFSET
+    is_noted = (known("offset", 0) != 0) | (known("offset_left", 0) != 0)
+    return [
+        Scene(name, date, bool(may_have))
+        for date, may_have in zip(dates, ~(is_old | is_noted), strict=True)
+    ]
+
+
+def sample(pixels: Any) -> NDArray[Any]:
+    """Return every n-th pixel of an array (..., y, x) of NumPy or CuPy, about 64 x 64 of them."""
+    rows, columns = (max(1, size // _SAMPLE_PX) for size in pixels.shape[-2:])
+    part = pixels[..., ::rows, ::columns]
+    return np.asarray(part.get() if hasattr(part, "get") else part)
+
+
+def judge(scene: Scene, pixels: NDArray[Any]) -> list[Finding]:
+    """Return what looks wrong in the pixels of a scene, (band, y, x) or (y, x)."""
+    if scene.modality not in MODALITIES:
+        return []  # nobody knows what is possible
+    values = _valid(scene.modality, pixels)
+    if values.size < max(1, min(_ENOUGH_NUMBERS, pixels.size)):
+        return []
+    if text := _wrong_unit(scene.modality, values):
+        return [Finding(scene, "unit", f"{scene}: {text}", is_certain=True)]
+    found = []
+    low, high = _POSSIBLE.get(scene.modality, (-np.inf, np.inf))
+    is_possible = ((low <= values) & (values <= high)).all(axis=0)
+    if (share := 1 - float(is_possible.mean())) > 0 and (
+        text := _impossible(scene.modality, values, share)
+    ):
+        found.append(Finding(scene, "impossible", f"{scene}: {text}"))
+    values = values[:, is_possible]
+    test = _TESTS.get(scene.modality)
+    if test is not None and values.size >= min(_ENOUGH_PX, pixels.size) > 0:
+        text = test(values, scene)
+        found += [Finding(scene, "value", f"{scene}: {text}")] if text else []
+    return found
+
+
+def refuse_units(layer: Layer) -> None:
+    """Refuse a layer in memory whose numbers can have no unit of a cube.
+
+    Raises
+    ------
+    ValueError
+        With the factor to apply.
+    """
+    for place, scene in enumerate(list_scenes(layer)):
+        data = layer.data.isel(time=place) if not layer.is_static else layer.data
+        refuse(judge(scene, sample(data.data)))
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raise what cannot be right.
+
+    Raises
+    ------
+    ValueError
+        With the first finding that is certain.
+    """
+    for finding in findings:
+        if finding.is_certain:
+            raise ValueError(finding.text)
+
+
+def look_at(scenes: Sequence[Scene], windows: Sequence[Any]) -> list[Finding]:
+    """Return what looks wrong in a sample of windows, (band, y, x) of NumPy or CuPy.
+
+    Raises
+    ------
+    ValueError
+        If anything cannot be right; the message says by what to multiply.
+    """
+    # Another provider's classes are refused pixel by pixel where they become an input.
+    rows = [
+        (scene, pixels)
+        for scene, pixels in zip(scenes, windows, strict=True)
+        if scene.modality not in MODALITIES or MODALITIES[scene.modality].kind != "classes"
+    ]
+    found = [finding for scene, pixels in rows for finding in judge(scene, sample(pixels))]
+    refuse(found)
+    return found
+
+
+def tell_once(run: str, findings: Sequence[Finding]) -> None:
+    """Warn of findings, of each kind in a modality once in a run; from a worker, at its client."""
+    for finding in findings:
+        key = (finding.scene.modality, finding.kind)
+        with _LOCK:
+            told = _TOLD.setdefault(run, set())
+            is_new = key not in told
+            told.add(key)
+            while len(_TOLD) > _RUNS_REMEMBERED:
+                _TOLD.pop(next(iter(_TOLD)))
+        if is_new:
+            text = f"{finding.text} See cube.terramind.find_implausible()."
+            distributed = sys.modules.get("distributed")
+            warn = warnings.warn if distributed is None else distributed.worker.warn
+            warn(text, UserWarning, stacklevel=2)
+
+
+def blank_impossible(name: str, pixels: Any) -> Any:
+    """Return pixels of a modality, (..., y, x), in which those that can be nothing are nodata.
+
+    Parameters
+    ----------
+    name : str
+    pixels : numpy.ndarray or cupy.ndarray
+
+    Returns
+    -------
+    numpy.ndarray or cupy.ndarray
+        Itself where there is none; integers become float32 where nodata is NaN.
+    """
+    if name not in _POSSIBLE or not pixels.size:
+        return pixels
+    low, high = _POSSIBLE[name]
+    if isinstance(pixels, np.ndarray):
+        # One look at the extremes is all that most windows take.
+        largest, smallest = np.fmax.reduce(pixels, axis=None), np.fmin.reduce(pixels, axis=None)
+        if not (largest > high or smallest < low):
+            return pixels
+    wrong = (pixels < low) | (pixels > high)
+    if not np.any(wrong):
+        return pixels
+    fill = MODALITIES[name].fill_value
+    if np.isnan(fill) and pixels.dtype.kind != "f":
+        pixels = pixels.astype(np.float32)
+    return np.where(wrong, pixels.dtype.type(fill), pixels)
 
 
 def _valid(name: str, pixels: NDArray[Any]) -> NDArray[Any]:
     """Return the values of pixels that are valid in all bands: (band, pixel)."""
     planes = pixels.reshape(-1, *pixels.shape[-2:])
     fill = MODALITIES[name].fill_value
-    is_valid = np.isfinite(planes) if np.isnan(fill) else planes != fill
+    is_valid = np.isfinite(planes)
+    if not np.isnan(fill):
+        is_valid &= planes != fill
     return np.asarray(planes[:, is_valid.all(axis=0)])
 
 
-def _reflectance(values: NDArray[Any]) -> str:
-    darkest = int(np.quantile(values, 0.001))
-    if darkest >= _DARKEST_DN:
+def _wrong_unit(name: str, values: NDArray[Any]) -> str:
+    """Say in which unit values seem to be, if they cannot be in that of a cube."""
+    if name not in (*_OPTICAL, "RGB", "NDVI") or values.min() == values.max():
+        return ""  # a constant may be an undeclared fill value
+    usable = values[values >= LOWEST_DN]
+    usable = usable if usable.size else values
+    bright, middle = (float(number) for number in np.quantile(usable, (0.99, 0.5)))
+    if name in _OPTICAL and bright < 0:
+        return (
+            f"its values are negative (median {middle:.4g}), which no reflectance is: give "
+            "reflectance x 10000, without any offset."
+        )
+    multiply = f"multiply it, as in cube['{name}'] = cube['{name}']"
+    said = f"its values (median {middle:.3g}, 99 % of them up to {bright:.3g}) are"
+    if name == "NDVI":
+        text = f"{said} an index x 10000, where -1 to 1 is expected: {multiply} * 0.0001."
+        return text if bright > _BRIGHTEST_PERCENT else ""
+    # Digital numbers are whole; means of some are not, but never as small as this.
+    if usable.dtype.kind != "f" or float((usable != np.rint(usable)).mean()) < 0.5:
+        return ""
+    if name == "RGB":
+        text = f"{said} colours in 0 to 1, where 0 to 255 are expected: {multiply} * 255."
+        return text if bright <= 1 else ""
+    if bright <= _BRIGHTEST_PERCENT and float((usable < 0).mean()) > _NEGATIVE_SHARE:
+        return (
+            f"{said} standardised already, where reflectance x 10000 is expected: give the pixels as "
+            "they were before."
+        )
+    if bright <= _BRIGHTEST:
+        return (
+            f"{said} reflectance in 0 to 1, where reflectance x 10000 is expected: "
+            f"{multiply} * 10000."
+        )
+    if bright <= _BRIGHTEST_PERCENT:
+        return (
+            f"{said} reflectance in percent, where reflectance x 10000 is expected: {multiply} * 100. "
+            "(Means of a very dark scene are taken as they are after .round().astype('uint16').)"
+        )
+    return ""
+
+
+def _impossible(name: str, values: NDArray[Any], share: float) -> str:
+    """Say what pixels that can be nothing seem to be; they count as nodata."""
+    low, high = _POSSIBLE[name]
+    smallest, largest = float(values.min()), float(values.max())
+    if name == "DEM":
+        return (
+            f"values from {smallest:g} to {largest:g}, where {low:g} to {high:g} are possible: "
+            f"{_percent(share)} of the pixels are void, and count as nodata."
+        )
+    if smallest < low:
+        return (
+            f"values down to {smallest:g}: fill values that nobody declares, in {_percent(share)} of the "
+            "pixels; they count as nodata."
+        )
+    if share < _MANY_IMPOSSIBLE:
+        return ""
+    return (
+        f"{_percent(share)} of the pixels have digital numbers of {IMPOSSIBLE_DN} or more, up to "
+        f"{largest:g}, which no reflectance is: 65535 is saturated, and dark pixels wrap around where "
+        "an offset of 1000 was taken off below zero. They count as nodata."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "less than 1%"
+
+
+def _reflectance(values: NDArray[Any], scene: Scene) -> str:
+    if (values == values[:, :1]).all():
+        return ""  # bands of one number each are no scene, so that nothing of it is expected
+    darkest = float(np.quantile(values, 0.001))
+    low, high = _DARKEST_DN
+    if scene.may_have_offset and low <= darkest <= high:
         return (
             f"no band has pixels darker than {darkest / 1e4:.3f}: the offset of 1000 DN seems to be "
             'still there. Its metadata may be wrong; see s2_offset="keep" and "remove".'
+        )
+    negative = float((values < 0).mean())
+    if negative > _NEGATIVE_SHARE:
+        return (
+            f"{negative:.0%} of the values are negative: the offset of 1000 DN seems to be taken off "
+            'twice. Its metadata may be wrong; see s2_offset="keep".'
         )
     clamped = float((values == 1).mean(axis=1).max())
     if clamped > _CLAMPED_SHARE:
@@ -109,30 +407,26 @@ def _reflectance(values: NDArray[Any]) -> str:
     return ""
 
 
-def _backscatter(values: NDArray[Any]) -> str:
+def _backscatter(values: NDArray[Any], scene: Scene) -> str:
     low, high = _BACKSCATTER_DB
     middle = float(np.median(values))
     if not low <= middle <= high or not (values < 0).any():
         return (
-            f"the median is {middle:.3g} dB: it seems to be linear power or digital numbers. Declare "
-            'the unit in raster:bands ("linear"), or calibrate it.'
+            f"the median is {middle:.3g} dB: it seems to be linear power or digital numbers. Of linear "
+            'power take 10 * np.log10(power); of items say radar_unit="linear" to load_cube.'
         )
     return ""
 
 
-def _range(name: str) -> Callable[[NDArray[Any]], str]:
-    low, high = MODALITIES[name].valid_range or (-np.inf, np.inf)
-
-    def test(values: NDArray[Any]) -> str:
-        smallest, largest = float(values.min()), float(values.max())
-        if low <= smallest <= largest <= high:
-            return ""
-        return f"values from {smallest:g} to {largest:g}, where {low:g} to {high:g} are possible."
-
-    return test
+def _range(values: NDArray[Any], scene: Scene) -> str:
+    low, high = MODALITIES[scene.modality].valid_range or (-np.inf, np.inf)
+    smallest, largest = float(values.min()), float(values.max())
+    if low <= smallest <= largest <= high:
+        return ""
+    return f"values from {smallest:g} to {largest:g}, where {low:g} to {high:g} are possible."
 
 
-def _classes(values: NDArray[Any]) -> str:
+def _classes(values: NDArray[Any], scene: Scene) -> str:
     top = len(LULC_CLASSES) - 1
     largest = int(values.max(initial=0))
     if largest <= top:
@@ -140,12 +434,13 @@ def _classes(values: NDArray[Any]) -> str:
     return f"class {largest}, where TerraMind has 0 to {top}: another provider's legend?"
 
 
-_TESTS: dict[str, Callable[[NDArray[Any]], str]] = {
+_TESTS: dict[str, Callable[[NDArray[Any], Scene], str]] = {
     "S2L2A": _reflectance,
     "S2L1C": _reflectance,
+    "RGB": _range,
     "S1RTC": _backscatter,
     "S1GRD": _backscatter,
-    "DEM": _range("DEM"),
-    "NDVI": _range("NDVI"),
+    "DEM": _range,
+    "NDVI": _range,
     "LULC": _classes,
 }

@@ -17,6 +17,7 @@ from terramind_cube.cube.radiometry import Radiometry, added_offset_dn, ndvi, rg
 from terramind_cube.cube.units import describe_units
 from terramind_cube.modalities import LULC_CLASSES, MODALITIES
 from terramind_cube.stac.acquisitions import processing_age
+from terramind_cube.stac.calibration import processing_baseline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -196,6 +197,14 @@ def step_coords(series: Series, s2_offset: str) -> dict[str, xr.DataArray]:
             dims="time",
             attrs={"long_name": "digital numbers that reading added"},
         )
+        coords[f"{modality.name}_baseline"] = xr.DataArray(
+            np.array([_newest_baseline(step) for step in series.chosen], np.float64),
+            dims="time",
+            attrs={
+                "long_name": "processing baseline, of a mixed date the newest",
+                "comment": "not a number where an item tells none; before 4 products have no offset",
+            },
+        )
         if s2_offset != "remove":
             left = [
                 added - (_newest_offset(step, "remove") if step else 0)
@@ -267,6 +276,13 @@ def _newest_offset(step: TimeStep | None, s2_offset: str) -> int:
         return 0
     newest = max(step.sources, key=processing_age)
     return added_offset_dn(newest.offset_dn, s2_offset)
+
+
+def _newest_baseline(step: TimeStep | None) -> float:
+    """Return the newest baseline of a step, not a number where any item tells none."""
+    found = [processing_baseline(source.item) for source in step.sources] if step else []
+    told = [baseline for baseline in found if baseline is not None]
+    return max(told) if told and len(told) == len(found) else math.nan
 
 
 def _mixed_offsets(series: Series, s2_offset: str) -> list[str]:

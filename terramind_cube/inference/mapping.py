@@ -19,6 +19,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import DataNode, List, Task, TaskRef
 from odc.geo.xr import xr_coords
 
+from terramind_cube.cube.plausibility import blank_impossible, list_scenes, look_at, tell_once
 from terramind_cube.grid import Region, regions
 from terramind_cube.inference.collect import cell_region, tile_range
 from terramind_cube.inference.execution import run_group
@@ -30,15 +31,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from terramind_cube.cube.layout import CubeLayout
+    from terramind_cube.cube.plausibility import Scene
     from terramind_cube.inference.plan import TilePlan
     from terramind_cube.inference.variables import OutputVariable
 
     Tile = tuple[int, int]
+    Moment = tuple[int, tuple[Scene, ...]]
+    """Nanoseconds since 1970, and what is known of each input then."""
 
 __all__ = ["generated_regions", "map_plan", "read_fingerprint", "runs_model"]
 
 RUN_ATTRIBUTE = "terramind_run"
 GROUP_PREFIX = "terramind-"
+REMARKS = "remarks"
 Slices = tuple[slice, ...]
 
 
@@ -91,11 +96,13 @@ def map_plan(layout: CubeLayout, plan: TilePlan) -> xr.Dataset:
     times = [0] if layout.times is None else layout.times.astype(np.int64).tolist()
     has_axis = layout.times is not None and layout.has_time_axis
     name = f"{GROUP_PREFIX}{tokenize(plan, times, has_axis, [array.name for array in arrays])}"
+    scenes = [list_scenes(layer) for layer in layout.layers]
     tasks: dict[Any, Task] = {}
     for t, time in enumerate(times):
+        seen = tuple(dates[t if len(dates) > 1 else 0] for dates in scenes)
         for group, region in enumerate(plan.groups()):
             tasks[(name, t, group)] = _group_task(
-                (name, t, group), plan, region, time, _windows(plan, arrays, region, t)
+                (name, t, group), plan, region, (time, seen), _windows(plan, arrays, region, t)
             )
     # Dask declares collections as a protocol that its own arrays do not satisfy.
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=cast("Any", arrays))
@@ -214,23 +221,32 @@ def _group_task(
     key: tuple[object, ...],
     plan: TilePlan,
     region: Region,
-    time: int,
+    moment: Moment,
     windows: Sequence[tuple[Window, list[TaskRef]]],
 ) -> Task:
     chunks = List(*(List(*references) for _, references in windows))
     recipes = tuple(window for window, _ in windows)
-    return _GroupTask(key, _compute_group, plan, region, time, recipes, chunks)
+    return _GroupTask(key, _compute_group, key[0], plan, region, moment, recipes, chunks)
 
 
 def _compute_group(
+    run: str,
     plan: TilePlan,
     region: Region,
-    time: int,
+    moment: Moment,
     recipes: Sequence[Window],
     chunks: Sequence[Sequence[NDArray[np.generic]]],
-) -> dict[str, NDArray[np.generic]]:
+) -> dict[str, Any]:
+    """Return a group's arrays by variable and, as `REMARKS`, what looked wrong in its inputs."""
+    time, scenes = moment
     windows = [recipe.assemble(parts) for recipe, parts in zip(recipes, chunks, strict=True)]
-    return run_group(plan, region, time, windows)
+    findings = look_at(scenes, windows)
+    tell_once(run, findings)
+    windows = [
+        blank_impossible(scene.modality, pixels)
+        for scene, pixels in zip(scenes, windows, strict=True)
+    ]
+    return {**run_group(plan, region, time, windows), REMARKS: [row.text for row in findings]}
 
 
 def _windows(

@@ -13,6 +13,7 @@ import xarray as xr
 from odc.geo.xr import xr_coords
 
 from terramind_cube import kernels
+from terramind_cube.cube.plausibility import Scene, blank_impossible, look_at
 from terramind_cube.inference.plan import plan_inputs
 from terramind_cube.inference.runtime import Compute, Needs, choose_model
 from terramind_cube.kernels.rules import PIXEL_DTYPES
@@ -126,7 +127,8 @@ def _standardized(
     mean = [how.statistics.mean[band] for band in how.bands]
     std = [how.statistics.std[band] for band in how.bands]
     # The bands of a pixel are masked together, so that they must lie in one chunk.
-    function = partial(_standardize, mean=mean, std=std, nodata=how.nodata)
+    scene = Scene(layer.modality.name)
+    function = partial(_standardize, scene=scene, mean=mean, std=std, nodata=how.nodata)
     pixels = layer.data.data
     if isinstance(pixels, da.Array):
         pixels = pixels.rechunk({pixels.ndim - 3: -1})
@@ -154,9 +156,12 @@ def _standardized(
 
 
 def _standardize(
-    pixels: NDArray[np.generic], mean: list[float], std: list[float], nodata: float
+    pixels: NDArray[np.generic], scene: Scene, mean: list[float], std: list[float], nodata: float
 ) -> NDArray[np.float32]:
     """Standardise a chunk (..., C, H, W), of NumPy or CuPy."""
+    for date in pixels if pixels.ndim > 3 else (pixels,):
+        look_at([scene], [date])
+    pixels = blank_impossible(scene.modality, pixels)
     name = pixels.dtype.name
     # Any other number is read as float32, and kernels on a GPU take contiguous arrays alone.
     known = pixels.astype(name if name in PIXEL_DTYPES else "float32", order="C", copy=False)
