@@ -27,7 +27,7 @@ _BACKSCATTER = ("power", "amplitude", "decibel")
 _NO_CLASS = 255
 # No dB is as low: what is below is a fill value that nobody declares, such as -9999.
 _LOWEST_DB = -100.0
-_ENOUGH_PX = 100
+_ENOUGH_PX, _SQUARE_KILOMETRE_PX = 100, 10_000
 _RGB_WHITE_DN = 2000
 
 Kind = Literal["reflectance", "power", "amplitude", "decibel", "classes", "plain", "unknown"]
@@ -156,8 +156,7 @@ def decode(
         invalid |= ~np.isfinite(pixels)
         if radiometry.kind == "decibel":
             invalid |= pixels <= _LOWEST_DB
-            if radiometry.is_guess:
-                _check_decibels(pixels, invalid)
+            _check_decibels(pixels, invalid, is_guess=radiometry.is_guess)
         if radiometry.kind == "decibel" and interpolated:
             pixels = np.power(np.float32(10), pixels / np.float32(10))
         if radiometry.kind in ("power", "amplitude"):
@@ -191,13 +190,17 @@ def _check_positive(pixels: NDArray[np.float32], invalid: NDArray[np.bool_]) -> 
         )
 
 
-def _check_decibels(pixels: NDArray[np.float32], invalid: NDArray[np.bool_]) -> None:
-    """Refuse pixels that were taken as decibels, as alike files are, and never are below zero."""
-    valid = np.count_nonzero(~invalid)
-    if valid > _ENOUGH_PX and not (pixels[~invalid] < 0).any():
+def _check_decibels(
+    pixels: NDArray[np.float32], invalid: NDArray[np.bool_], *, is_guess: bool
+) -> None:
+    """Refuse decibels that are nowhere below zero: a square kilometre of land never is so bright."""
+    if ((pixels < 0) & ~invalid).any():
+        return
+    if np.count_nonzero(~invalid) > (_ENOUGH_PX if is_guess else _SQUARE_KILOMETRE_PX):
+        told = "alike files are in dB and its item declares no unit" if is_guess else "it is in dB"
         raise ContradictionError(
-            "it has no pixel below zero, while alike files are in dB and its item declares no unit: "
-            'declare it in raster:bands ("linear"), or give radar_unit'
+            f"it has no pixel below zero, but {told}: it seems to be power. Declare raster:bands "
+            'unit "linear" in its item, or give radar_unit where none is declared'
         )
 
 

@@ -1,5 +1,7 @@
 """Numbers of files become units of a cube."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -126,6 +128,19 @@ def test_decibels_that_are_declared_as_power_are_named(kind):
     raw[:] = 0.1
     raw[:5] = -0.001
     assert np.isfinite(decode(raw, row)).sum() == 300
+
+
+def test_power_that_is_declared_as_decibels_is_named():
+    row = Radiometry("decibel", "float32", float("nan"))
+    raw = np.full((110, 110), 0.1, np.float32)
+    with pytest.raises(ValueError, match=r'no pixel below zero.*it is in dB.*"linear"'):
+        decode(raw, row, interpolated=False)
+    # A few bright pixels may be a building, many with a dark one among them a city.
+    np.testing.assert_array_equal(decode(raw[:9], row, interpolated=False), raw[:9])
+    raw[50, 50] = -3
+    np.testing.assert_array_equal(decode(raw, row, interpolated=False), raw)
+    with pytest.raises(ValueError, match="declares no unit"):
+        decode(raw[:9], replace(row, is_guess=True))
 
 
 def test_decibels_are_averaged_as_power():
