@@ -139,7 +139,7 @@ def make_cube(
         )
         hole = ((y // 50) * 7 + (x // 40) * 3) % 11 == len(name) % 3
         if name == "S2L2A":
-            values = np.clip(1500 + 500 * field, 2, None).astype(np.uint16)
+            values = np.clip(1500 + 500 * field, 1, None).astype(np.uint16)
             values[..., hole] = 0
         elif name == "S1RTC":
             values = (-14 + 2 * field).astype(np.float32)

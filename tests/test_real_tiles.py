@@ -43,7 +43,12 @@ def write_items(folder, path):
     return path
 
 
+# Of one of these tiles the offset is really still there, and the item tells no baseline.
+KNOWN_OFFSET = "ignore:S2L2A of 2021-07-23. no band has pixels darker:UserWarning"
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings(KNOWN_OFFSET)
 @pytest.mark.parametrize("inputs", [("S2L2A",), MODALITIES], ids="+".join)
 def test_generated_land_cover_equals_the_reference(inputs, terramesh, seeded_checkpoint, tmp_path):
     goldens = np.load(terramesh.parents[1] / "parity" / "terramesh_lulc.npz")
@@ -79,6 +84,7 @@ def start_of(geobox, time, name, channels):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(KNOWN_OFFSET)
 def test_diffusion_outputs_equal_the_networks_own(terramesh, seeded_checkpoint, tmp_path):
     """The pipeline adds nothing: reconstruct and generate are the model's calls in physical units."""
     catalog = tc.open_catalog(write_items(terramesh, tmp_path / "items.json"))

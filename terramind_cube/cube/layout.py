@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import odc.geo.xr  # noqa: F401  # registers the `odc` accessor
 
+from terramind_cube.cube.corners import centred_geobox
 from terramind_cube.cube.layers import (
     Layer,
     banded_variable,
@@ -79,7 +80,8 @@ def read_geobox(cube: xr.Dataset) -> GeoBox:
     Warns
     -----
     UserWarning
-        If pixels are far from 10 m.
+        If pixels are far from 10 m, or coordinates are pixel corners, see
+        `terramind_cube.cube.corners`.
     """
     if "y" not in cube.dims or "x" not in cube.dims:
         dims = {str(dim).lower() for dim in cube.dims}
@@ -113,6 +115,7 @@ def read_geobox(cube: xr.Dataset) -> GeoBox:
         raise ValueError("Rows run northwards: turn them with cube.sortby('y', ascending=False).")
     if abs(abs(affine.e) - affine.a) > _SPACING_TOLERANCE * affine.a:
         raise ValueError(f"Pixels must be square, these are {affine.a} m x {-affine.e} m.")
+    geobox = centred_geobox(cube, geobox)
     low, high = RESOLUTION_RANGE_M
     if not low <= affine.a <= high:
         warnings.warn(

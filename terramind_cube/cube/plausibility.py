@@ -43,7 +43,9 @@ __all__ = [
 # is darker than this still has the offset of 1000, unless all of it is as bright as clouds.
 _DARKEST_DN = (950, 2000)
 # An offset that is taken off twice leaves most of the visible bands at the smallest valid number.
-_CLAMPED_SHARE = 0.05
+# Over water the others are there, too.
+_CLAMPED_SHARE = 0.3
+_VISIBLE = ("B02", "B03", "B04")
 _NEGATIVE_SHARE = 0.2
 _MANY_IMPOSSIBLE = 0.01
 _FIRST_BASELINE_WITH_OFFSET = 4.0
@@ -80,11 +82,14 @@ class Scene:
     may_have_offset : bool
         Whether Sentinel-2's offset of 1000 can be left in the pixels unknown: not in products before
         baseline 04.00, and not where reading took it off, or noted that it is still there.
+    visible : tuple of int
+        Places of the bands of visible light.
     """
 
     modality: str
     date: str = ""
     may_have_offset: bool = True
+    visible: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.modality} of {self.date}" if self.date else self.modality
@@ -175,8 +180,11 @@ def list_scenes(layer: Layer) -> list[Scene]:
         dates = days.astype(str).tolist()
     is_old = known("baseline", np.nan) < _FIRST_BASELINE_WITH_OFFSET
     is_noted = (known("offset", 0) != 0) | (known("offset_left", 0) != 0)
+    names = layer.modality.bands
+    bands = [names[band] for band in layer.bands or range(len(names))]
+    visible = tuple(bands.index(band) for band in _VISIBLE if band in bands)
     return [
-        Scene(name, date, bool(may_have))
+        Scene(name, date, bool(may_have), visible)
         for date, may_have in zip(dates, ~(is_old | is_noted), strict=True)
     ]
 
@@ -398,11 +406,12 @@ def _reflectance(values: NDArray[Any], scene: Scene) -> str:
             f"{negative:.0%} of the values are negative: the offset of 1000 DN seems to be taken off "
             'twice. Its metadata may be wrong; see s2_offset="keep".'
         )
-    clamped = float((values == 1).mean(axis=1).max())
+    shares = (values == 1).mean(axis=1)[list(scene.visible) or slice(None)]
+    clamped = float(shares.min())
     if clamped > _CLAMPED_SHARE:
         return (
-            f"{clamped:.0%} of the pixels of a band are at the smallest valid number: the offset "
-            'of 1000 DN seems to be taken off twice. Its metadata may be wrong; see s2_offset="keep".'
+            f"{clamped:.0%} of the pixels of all visible bands are at the smallest valid number: the "
+            'offset of 1000 DN seems to be taken off twice. Its metadata may be wrong; see s2_offset="keep".'
         )
     return ""
 

@@ -108,7 +108,13 @@ def _on_grid(result: xr.Dataset, geobox: GeoBox) -> xr.Dataset:
         for name, coordinate in result.coords.items()
         if not coordinate.dims and _CRS_ATTRIBUTES & set(coordinate.attrs)
     ]
-    return result.drop_vars(others).assign_coords(spatial_ref=xr_coords(geobox)["spatial_ref"])
+    coords = xr_coords(geobox)
+    result = result.drop_vars(others).assign_coords(spatial_ref=coords["spatial_ref"])
+    if np.allclose(
+        result["x"].values[:1], coords["x"].values[:1], rtol=0, atol=0.1 * geobox.affine.a
+    ):
+        return result
+    return result.assign_coords(y=coords["y"], x=coords["x"])  # those of the cube are pixel corners
 
 
 def _dims(layer: Layer, cube: xr.Dataset) -> tuple[Hashable, ...]:

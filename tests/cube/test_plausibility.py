@@ -95,6 +95,13 @@ def test_means_of_digital_numbers_are_digital_numbers(scene):
     assert find_implausible(clouds) == []
 
 
+def test_dark_water_is_no_offset_taken_off_twice(scene):
+    """Its infrared bands lie at the smallest valid number, as in a real tile of TerraMesh."""
+    water = scene.S2L2A.copy(deep=True)
+    water[:, 6:] = 1
+    assert find_implausible(scene.assign(S2L2A=water)) == []
+
+
 @pytest.mark.parametrize(
     ("noted", "is_told"),
     [
