@@ -16,6 +16,7 @@ import numpy as np
 import odc.geo.xr  # noqa: F401  # registers the `odc` accessor
 
 from terramind_cube.cube.corners import centred_geobox
+from terramind_cube.cube.inspection import refuse_units
 from terramind_cube.cube.layers import (
     Layer,
     banded_variable,
@@ -27,7 +28,6 @@ from terramind_cube.cube.layers import (
     own_modality,
     radar_hint,
 )
-from terramind_cube.cube.plausibility import refuse_units
 from terramind_cube.modalities import MODALITIES, Statistics, find_modality
 
 if TYPE_CHECKING:

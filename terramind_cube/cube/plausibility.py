@@ -8,9 +8,6 @@ pixels that can be nothing are nodata.
 
 from __future__ import annotations
 
-import sys
-import threading
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +17,12 @@ from terramind_cube.cube.layers import Layer, find_layers, noted_values
 from terramind_cube.modalities import IMPOSSIBLE_DN, LOWEST_DN, LULC_CLASSES, MODALITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import xarray as xr
     from numpy.typing import NDArray
 
-__all__ = [
-    "Finding",
-    "Scene",
-    "blank_impossible",
-    "find_implausible",
-    "judge",
-    "list_scenes",
-    "look_at",
-    "refuse",
-    "refuse_units",
-    "sample",
-    "tell_once",
-]
+__all__ = ["POSSIBLE", "Finding", "Scene", "find_implausible", "judge", "list_scenes"]
 
 # Water and shade are nearly black in the short-wave infrared: a scene in which no pixel of any band
 # is darker than this still has the offset of 1000, unless all of it is as bright as clouds.
@@ -53,21 +38,20 @@ _BACKSCATTER_DB = (-40.0, 10.0)
 _BRIGHTEST, _BRIGHTEST_PERCENT = 2.0, 130.0  # of reflectance, with room for glint
 _ENOUGH_PX = 1000
 _ENOUGH_NUMBERS = 100
-_SAMPLE_PX = 64
 _OPTICAL = ("S2L2A", "S2L1C")
-_RUNS_REMEMBERED = 100
-_TOLD: dict[str, set[tuple[str, str]]] = {}
-_LOCK = threading.Lock()
 
-# What no pixel can be, whatever the scene: digital numbers that are saturated or wrapped, heights
-# below the lowest land and above the highest, and fill values such as -9999 that nobody declares.
-_POSSIBLE: dict[str, tuple[float, float]] = {
+POSSIBLE: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_OPTICAL, (LOWEST_DN, IMPOSSIBLE_DN - 1)),
     "S1RTC": (-200, np.inf),
     "S1GRD": (-200, np.inf),
     "DEM": MODALITIES["DEM"].valid_range or (-np.inf, np.inf),
     "NDVI": (-1000, np.inf),
 }
+"""Least and greatest number that a pixel can have, whatever the scene, by modality.
+
+Others are saturated or wrapped, heights below the lowest land and above the highest, and fill values
+such as -9999 that nobody declares.
+"""
 
 
 @dataclass(frozen=True)
@@ -189,13 +173,6 @@ def list_scenes(layer: Layer) -> list[Scene]:
     ]
 
 
-def sample(pixels: Any) -> NDArray[Any]:
-    """Return every n-th pixel of an array (..., y, x) of NumPy or CuPy, about 64 x 64 of them."""
-    rows, columns = (max(1, size // _SAMPLE_PX) for size in pixels.shape[-2:])
-    part = pixels[..., ::rows, ::columns]
-    return np.asarray(part.get() if hasattr(part, "get") else part)
-
-
 def judge(scene: Scene, pixels: NDArray[Any]) -> list[Finding]:
     """Return what looks wrong in the pixels of a scene, (band, y, x) or (y, x)."""
     if scene.modality not in MODALITIES:
@@ -206,7 +183,7 @@ def judge(scene: Scene, pixels: NDArray[Any]) -> list[Finding]:
     if text := _wrong_unit(scene.modality, values):
         return [Finding(scene, "unit", f"{scene}: {text}", is_certain=True)]
     found = []
-    low, high = _POSSIBLE.get(scene.modality, (-np.inf, np.inf))
+    low, high = POSSIBLE.get(scene.modality, (-np.inf, np.inf))
     is_possible = ((low <= values) & (values <= high)).all(axis=0)
     if (share := 1 - float(is_possible.mean())) > 0 and (
         text := _impossible(scene.modality, values, share)
@@ -218,98 +195,6 @@ def judge(scene: Scene, pixels: NDArray[Any]) -> list[Finding]:
         text = test(values, scene)
         found += [Finding(scene, "value", f"{scene}: {text}")] if text else []
     return found
-
-
-def refuse_units(layer: Layer) -> None:
-    """Refuse a layer in memory whose numbers can have no unit of a cube.
-
-    Raises
-    ------
-    ValueError
-        With the factor to apply.
-    """
-    for place, scene in enumerate(list_scenes(layer)):
-        data = layer.data.isel(time=place) if not layer.is_static else layer.data
-        refuse(judge(scene, sample(data.data)))
-
-
-def refuse(findings: Sequence[Finding]) -> None:
-    """Raise what cannot be right.
-
-    Raises
-    ------
-    ValueError
-        With the first finding that is certain.
-    """
-    for finding in findings:
-        if finding.is_certain:
-            raise ValueError(finding.text)
-
-
-def look_at(scenes: Sequence[Scene], windows: Sequence[Any]) -> list[Finding]:
-    """Return what looks wrong in a sample of windows, (band, y, x) of NumPy or CuPy.
-
-    Raises
-    ------
-    ValueError
-        If anything cannot be right; the message says by what to multiply.
-    """
-    # Another provider's classes are refused pixel by pixel where they become an input.
-    rows = [
-        (scene, pixels)
-        for scene, pixels in zip(scenes, windows, strict=True)
-        if scene.modality not in MODALITIES or MODALITIES[scene.modality].kind != "classes"
-    ]
-    found = [finding for scene, pixels in rows for finding in judge(scene, sample(pixels))]
-    refuse(found)
-    return found
-
-
-def tell_once(run: str, findings: Sequence[Finding]) -> None:
-    """Warn of findings, of each kind in a modality once in a run; from a worker, at its client."""
-    for finding in findings:
-        key = (finding.scene.modality, finding.kind)
-        with _LOCK:
-            told = _TOLD.setdefault(run, set())
-            is_new = key not in told
-            told.add(key)
-            while len(_TOLD) > _RUNS_REMEMBERED:
-                _TOLD.pop(next(iter(_TOLD)))
-        if is_new:
-            text = f"{finding.text} See cube.terramind.find_implausible()."
-            distributed = sys.modules.get("distributed")
-            warn = warnings.warn if distributed is None else distributed.worker.warn
-            warn(text, UserWarning, stacklevel=2)
-
-
-def blank_impossible(name: str, pixels: Any) -> Any:
-    """Return pixels of a modality, (..., y, x), in which those that can be nothing are nodata.
-
-    Parameters
-    ----------
-    name : str
-    pixels : numpy.ndarray or cupy.ndarray
-
-    Returns
-    -------
-    numpy.ndarray or cupy.ndarray
-        Itself where there is none; integers become float32 where nodata is NaN.
-    """
-    if name not in _POSSIBLE or not pixels.size:
-        return pixels
-    low, high = _POSSIBLE[name]
-    if isinstance(pixels, np.ndarray):
-        # One look at the extremes is all that most windows take.
-        largest, smallest = np.fmax.reduce(pixels, axis=None), np.fmin.reduce(pixels, axis=None)
-        if not (largest > high or smallest < low):
-            return pixels
-    wrong = (pixels < low) | (pixels > high)
-    if not np.any(wrong):
-        return pixels
-    fill = MODALITIES[name].fill_value
-    if np.isnan(fill) and pixels.dtype.kind != "f":
-        pixels = pixels.astype(np.float32)
-    return np.where(wrong, pixels.dtype.type(fill), pixels)
 
 
 def _valid(name: str, pixels: NDArray[Any]) -> NDArray[Any]:
@@ -365,7 +250,7 @@ def _wrong_unit(name: str, values: NDArray[Any]) -> str:
 
 def _impossible(name: str, values: NDArray[Any], share: float) -> str:
     """Say what pixels that can be nothing seem to be; they count as nodata."""
-    low, high = _POSSIBLE[name]
+    low, high = POSSIBLE[name]
     smallest, largest = float(values.min()), float(values.max())
     if name == "DEM":
         return (

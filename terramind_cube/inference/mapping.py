@@ -19,7 +19,8 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import DataNode, List, Task, TaskRef
 from odc.geo.xr import xr_coords
 
-from terramind_cube.cube.plausibility import blank_impossible, list_scenes, look_at, tell_once
+from terramind_cube.cube.inspection import blank_impossible, look_at, tell_once
+from terramind_cube.cube.plausibility import list_scenes
 from terramind_cube.grid import Region, regions
 from terramind_cube.inference.collect import cell_region, tile_range
 from terramind_cube.inference.execution import run_group

@@ -13,7 +13,8 @@ import xarray as xr
 from odc.geo.xr import xr_coords
 
 from terramind_cube import kernels
-from terramind_cube.cube.plausibility import Scene, blank_impossible, look_at
+from terramind_cube.cube.inspection import blank_impossible, look_at
+from terramind_cube.cube.plausibility import Scene
 from terramind_cube.inference.plan import plan_inputs
 from terramind_cube.inference.runtime import Compute, Needs, choose_model
 from terramind_cube.kernels.rules import PIXEL_DTYPES
