@@ -30,6 +30,7 @@ __all__ = [
     "covering_grid",
     "crs_of",
     "geographic_extent",
+    "joined",
     "local_crs",
     "named_crs",
     "nearest_longitude",
@@ -153,7 +154,7 @@ def area_grid(request: GridRequest, area: dict[str, Any]) -> GeoBox:
     area : GeoJSON geometry
         Parts on both sides of the antimeridian are taken together.
     """
-    whole = _joined(shape(area))
+    whole = joined(shape(area))
     centre = whole.centroid
     crs = request.crs or local_crs(centre.x, centre.y)
     return _snapped([_projected_bounds(whole, crs)], crs, request.resolution_m)
@@ -174,12 +175,12 @@ def covering_grid(request: GridRequest, footprints: Sequence[GeoBox | dict[str, 
     geometries = [shape(geographic_extent(f) if isinstance(f, GeoBox) else f) for f in footprints]
     crs = request.crs or (shared if shared is not None and not shared.geographic else None)
     if crs is None:
-        centre = _joined(unary_union(geometries)).centroid
+        centre = joined(unary_union(geometries)).centroid
         crs = local_crs(centre.x, centre.y)
     bounds = [
         tuple(footprint.boundingbox.bbox)
         if isinstance(footprint, GeoBox) and footprint.crs == crs
-        else _projected_bounds(_joined(geometry), crs)
+        else _projected_bounds(joined(geometry), crs)
         for footprint, geometry in zip(footprints, geometries, strict=True)
     ]
     return _snapped(bounds, crs, request.resolution_m)
@@ -271,7 +272,7 @@ def nearest_longitude(longitudes: NDArray[Any], centre: float) -> NDArray[Any]:
     return (longitudes - centre + 180) % 360 - 180 + centre
 
 
-def _joined(geometry: shapely.Geometry) -> shapely.Geometry:
+def joined(geometry: shapely.Geometry) -> shapely.Geometry:
     """Return a geometry whose parts west of the antimeridian's other side lie beyond 180 degrees.
 
     Two parts that end at 180 and begin at -180 are one area; its centre is not at longitude 0.

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rasterio
-import shapely
 from odc.geo import CRS as GridCRS
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 from rasterio.errors import RasterioError
-from shapely.geometry import shape
+from shapely.geometry import mapping
 
+from terramind_cube.cube.agreement import NOWHERE, Fit, fit_of, tells_pixel_size
 from terramind_cube.cube.assets import Reading, is_remote, with_dataset
 from terramind_cube.cube.failures import AssetError
-from terramind_cube.cube.grids import geographic_extent
 from terramind_cube.cube.mosaic import ItemSource
 from terramind_cube.cube.radiometry import Radiometry
 from terramind_cube.cube.reading import (
@@ -25,11 +24,13 @@ from terramind_cube.cube.reading import (
     ContradictionError,
     DeclaredGrid,
     check_grid,
+    check_place,
     file_geobox,
 )
 from terramind_cube.stac.areas import item_shape
 
 if TYPE_CHECKING:
+    import pystac
     from odc.geo.geobox import GeoBox
 
     from terramind_cube.stac.bands import BandLocation, ItemBands
@@ -52,8 +53,9 @@ class Headers:
         self.reading = reading
         self._files: dict[str, tuple[GeoBox, int]] = {}
         self._grids: dict[DeclaredGrid, GeoBox] = {}
-        self._extents: dict[Any, Any] = {}
-        self._opened: dict[str, GeoBox] = {}
+        self._fits: dict[tuple[int, DeclaredGrid], Fit] = {}
+        self._shapes: dict[int, tuple[pystac.Item, Any]] = {}
+        self._opened: dict[str, GeoBox | None] = {}
 
     def source(
         self, found: ItemBands, radiometry: Radiometry, resampling: str, *, classes: bool = False
@@ -79,13 +81,9 @@ class Headers:
         if classes and found.scene_classes is not None:
             places = (found.scene_classes,)
         declared = tuple(_declared(found, place) for place in places)
+        footprint, outline = self._footprint(found, places)
         return ItemSource(
-            found.item.id,
-            places,
-            radiometry,
-            resampling,
-            declared,
-            self._footprint(found, places, declared),
+            found.item.id, places, radiometry, resampling, declared, footprint, outline
         )
 
     def footprint(self, found: ItemBands) -> GeoBox | dict[str, Any]:
@@ -94,17 +92,14 @@ class Headers:
         Raises
         ------
         AssetError
-            If the file cannot be read.
+            If the file cannot be read, or is not where its item says.
         """
-        declared = tuple(_declared(found, place) for place in found.bands)
-        if (known := self._footprint(found, found.bands, declared)) is not None:
-            return known
-        place = found.bands[0]
-        source = BandSource(
-            found.item.id, place, Radiometry("plain", "float32", 0), "nearest", declared[0]
-        )
-        grid: GeoBox = with_dataset(source, self.reading, file_geobox)
-        return grid
+        finest, place = self._finest(found, found.bands)
+        if finest is None and found.item.geometry is not None:
+            return found.item.geometry
+        if finest is not None and self._is_trusted(found, place):
+            return finest
+        return self._open(found, place) or found.item.geometry or finest
 
     def grid(self, found: ItemBands, place: BandLocation) -> GeoBox | None:
         """Return the grid of one band; its file is opened if the item does not tell.
@@ -117,62 +112,101 @@ class Headers:
         Raises
         ------
         AssetError
-            If the file cannot be read.
+            If the file cannot be read, or is not where its item says.
         """
         if not is_remote(place.href):
             return self._local(found, place)
-        if (declared := _declared(found, place)) is not None:
+        if (declared := _declared(found, place)) is not None and self._is_trusted(found, place):
             return self._geobox(declared)
+        return self._open(found, place)
+
+    def _open(self, found: ItemBands, place: BandLocation) -> GeoBox | None:
+        """Return the grid of a remote file; None where its pixels are to be nodata."""
         if place.href not in self._opened:
-            source = BandSource(
-                found.item.id, place, Radiometry("plain", "float32", 0), "nearest", None
-            )
+            declared = _declared(found, place)
+            plain = Radiometry("plain", "float32", 0)
+            where = self._where(found.item)
+            outline = None if where is None else dict(mapping(where))
+            source = BandSource(found.item.id, place, plain, "nearest", declared, outline)
+
+            def read(dataset: rasterio.DatasetReader) -> GeoBox:
+                own = file_geobox(dataset)
+                check_place(own, source)
+                return own
+
             try:
-                self._opened[place.href] = with_dataset(source, self.reading, file_geobox)
+                self._opened[place.href] = with_dataset(source, self.reading, read)
             except AssetError:
                 if self.reading.on_error == "raise":
                     raise
-                return None
+                self._opened[place.href] = None
         return self._opened[place.href]
 
     def _footprint(
-        self,
-        found: ItemBands,
-        places: tuple[BandLocation, ...],
-        declared: tuple[DeclaredGrid | None, ...],
-    ) -> GeoBox | dict[str, Any] | None:
-        """Return the grid of an item's finest band, else its geometry."""
-        grids, has_files = [], False
-        for place, grid in zip(places, declared, strict=True):
-            local = None if is_remote(place.href) else self._local(found, place)
-            has_files |= local is not None
-            if local is not None:
-                grids.append(local)
-            elif grid is not None:
-                grids.append(self._geobox(grid))
-        # Coarser bands may reach beyond it: 60 m pixels rarely fit an area.
-        finest = min(grids, key=lambda grid: abs(grid.resolution.x), default=None)
-        if finest is None or not (has_files or self._meets(finest, found)):
-            return found.item.geometry
-        return finest
+        self, found: ItemBands, places: tuple[BandLocation, ...]
+    ) -> tuple[GeoBox | dict[str, Any] | None, dict[str, Any] | None]:
+        """Return the grid of an item's finest band, else its geometry; and what lies beyond it.
 
-    def _meets(self, grid: GeoBox, found: ItemBands) -> bool:
-        """Whether a declared grid lies where its item does.
-
-        One of them is wrong if not: the file is looked for where the item is, and tells.
+        Where both are told and differ, one is wrong: the file is asked wherever either of them lies.
         """
-        where = item_shape(found.item)
+        finest, place = self._finest(found, places)
+        geometry = found.item.geometry
+        if finest is None:
+            return geometry, None
+        if not is_remote(place.href):
+            return finest, None
+        where = self._where(found.item)
         if where is None:
+            return None, None
+        fit = self._fit(found, place)
+        if fit.is_same:
+            return finest, None
+        outline = dict(mapping(where))
+        return (outline, outline) if fit is NOWHERE else (finest, outline)
+
+    def _finest(
+        self, found: ItemBands, places: tuple[BandLocation, ...]
+    ) -> tuple[GeoBox | None, BandLocation]:
+        """Return the finest grid that is known of some bands, and whose it is."""
+        # Coarser bands may reach beyond it: 60 m pixels rarely fit an area.
+        best, owner = None, places[0]
+        for place in places:
+            grid: GeoBox | None
+            if not is_remote(place.href):
+                grid = self._local(found, place)
+            else:
+                declared = _declared(found, place)
+                grid = None if declared is None else self._geobox(declared)
+            if grid is None:
+                continue
+            if best is None or abs(grid.resolution.x) < abs(best.resolution.x):
+                best, owner = grid, place
+        return best, owner
+
+    def _is_trusted(self, found: ItemBands, place: BandLocation) -> bool:
+        """Whether the grid of a band is known without its file: geometry and pixel size fit."""
+        if not is_remote(place.href):
             return True
-        key = (str(grid.crs), grid.affine, grid.shape.yx)
-        if key not in self._extents:
-            try:
-                extent = shape(geographic_extent(grid))
-                shapely.prepare(extent)
-            except (shapely.errors.GEOSException, ValueError):  # nowhere on Earth
-                extent = shapely.Polygon()
-            self._extents[key] = extent
-        return bool(self._extents[key].intersects(where))
+        fit, declared = self._fit(found, place), _declared(found, place)
+        if declared is None or not fit.is_near:
+            return False
+        return fit.is_filled or tells_pixel_size(found, place, self._geobox(declared))
+
+    def _fit(self, found: ItemBands, place: BandLocation) -> Fit:
+        """Compare a declared grid to the geometry of its item."""
+        declared, where = _declared(found, place), self._where(found.item)
+        if declared is None or where is None:
+            return NOWHERE
+        key = (id(found.item), declared)
+        if key not in self._fits:
+            self._fits[key] = fit_of(self._geobox(declared), where)
+        return self._fits[key]
+
+    def _where(self, item: pystac.Item) -> Any:
+        """Return where an item lies, None where it does not tell."""
+        if id(item) not in self._shapes:
+            self._shapes[id(item)] = (item, item_shape(item))  # kept alive, so that its id stays
+        return self._shapes[id(item)][1]
 
     def _geobox(self, grid: DeclaredGrid) -> GeoBox:
         if grid not in self._grids:

@@ -46,6 +46,8 @@ class ItemSource:
         Grid of each band, where the item declares it.
     footprint : GeoBox, GeoJSON geometry or None
         Where its pixels lie; None is anywhere.
+    outline : GeoJSON geometry or None
+        Where they may lie as well, of an item whose declared grids do not fit its geometry.
     """
 
     item_id: str
@@ -54,6 +56,7 @@ class ItemSource:
     resampling: str
     declared: tuple[DeclaredGrid | None, ...]
     footprint: GeoBox | dict[str, Any] | None = None
+    outline: dict[str, Any] | None = None
 
     def band(self, index: int) -> BandSource:
         """Return one band, for a task."""
@@ -63,6 +66,7 @@ class ItemSource:
             self.radiometry,
             self.resampling,
             self.declared[index],
+            self.outline,
         )
 
 
@@ -152,7 +156,10 @@ def lazy_mosaic(
         written[place] = time
         layers: dict[tuple[int, int], list[ItemSource]] = {}
         for source in () if place is None else steps[place]:
-            for chunk in grid.touched(source.footprint, mosaic.margin_px):
+            touched = grid.touched(source.footprint, mosaic.margin_px)
+            if source.outline is not None:
+                touched = sorted({*touched, *grid.touched(source.outline, mosaic.margin_px)})
+            for chunk in touched:
                 layers.setdefault(chunk, []).append(source)
         for y, x, geobox in chunks:
             held = layers.get((y, x))

@@ -17,7 +17,9 @@ from odc.geo import CRS
 from odc.geo.geobox import GeoBox
 from rasterio.enums import MaskFlags
 from rasterio.windows import Window
+from shapely.geometry import shape
 
+from terramind_cube.cube.agreement import fit_of
 from terramind_cube.cube.grids import boundary, crs_of, pixel_of
 from terramind_cube.cube.radiometry import ContradictionError, decode, encode, is_impossible
 from terramind_cube.cube.regrid import (
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from terramind_cube.stac.bands import BandLocation
 
 __all__ = [
-    "BandSource", "ContradictionError", "DeclaredGrid", "check_grid", "file_geobox", "read_pixels",
+    "BandSource", "ContradictionError", "DeclaredGrid", "check_grid", "check_place", "file_geobox", "read_pixels",
 ]  # fmt: skip
 
 _ALIGNED_TOLERANCE_PX = 0.01
@@ -82,6 +84,8 @@ class BandSource:
         Name of one of GDAL's methods.
     declared : DeclaredGrid or None
         Grid that the item declares, which the file must have.
+    outline : GeoJSON geometry or None
+        Of an item that declares another grid than this: a file that lies here is read.
     """
 
     item_id: str
@@ -89,6 +93,7 @@ class BandSource:
     radiometry: Radiometry
     resampling: str
     declared: DeclaredGrid | None = None
+    outline: dict[str, Any] | None = None
 
 
 def read_pixels(
@@ -117,8 +122,7 @@ def read_pixels(
     """
     _check(dataset, source)
     native = file_geobox(dataset)
-    if source.declared is not None:
-        check_grid(native, source.declared.geobox())
+    check_place(native, source)
     factors = pixels_per_pixel(native, geobox)
     level = _overview_level(dataset, source, min(factors))
     if level is None:
@@ -170,6 +174,35 @@ def _check_tags(dataset: rasterio.DatasetReader, source: BandSource) -> None:
         )
 
 
+def check_place(own: GeoBox, source: BandSource) -> None:
+    """Refuse a file that lies elsewhere than its item says, in its grid and in its geometry.
+
+    Raises
+    ------
+    ContradictionError
+        If it does.
+
+    Warns
+    -----
+    UserWarning
+        If its geometry alone is right.
+    """
+    if source.declared is None:
+        return
+    try:
+        check_grid(own, source.declared.geobox())
+    except ContradictionError as error:
+        if source.outline is None or not fit_of(own, shape(source.outline)).is_near:
+            raise
+        # The same words for all windows: Python says them once.
+        warnings.warn(
+            f"Item {source.item_id!r}, asset {source.band.asset!r}: {error}. The file lies where "
+            "the geometry of the item does, and is read as it is.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
 def check_grid(own: GeoBox, declared: GeoBox) -> None:
     """Refuse a file that lies elsewhere than its item says.
 
@@ -190,7 +223,7 @@ def check_grid(own: GeoBox, declared: GeoBox) -> None:
     if beyond.max() > _CONTRADICTION_PX * max(sizes):
         raise ContradictionError(
             f"it covers {_rounded(ours.bbox)} of {_name(crs_of(own))}, but its item says "
-            f"{_rounded(theirs.bbox)}"
+            f"{_rounded(theirs.bbox)}: mend proj:shape and proj:transform, or remove them"
         )
 
 
