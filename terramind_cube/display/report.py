@@ -114,6 +114,10 @@ def describe_store(path: str | PathLike[str]) -> list[tuple[str, str]]:
     if failures := noted_failures(path):
         rows.append(("Not read", f"{len(failures)} assets, their pixels are nodata"))
         rows += [("", failure) for failure in failures[:_SHOWN_FAILURES]]
+    remarks = list(dict.fromkeys(text for receipt in receipts for text in receipt.remarks))
+    if remarks:
+        rows.append(("Inputs", f"{len(remarks)} things look wrong, see find_implausible()"))
+        rows += [("", text) for text in remarks[:_SHOWN_FAILURES]]
     with xr.open_zarr(path) as content:
         rows += _describe_content(content)
     for key, label in _RUN_ROWS.items():

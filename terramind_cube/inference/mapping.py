@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from dask.array.core import normalize_chunks
 from dask.base import tokenize
+from dask.delayed import Delayed, delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import DataNode, List, Task, TaskRef
 from odc.geo.xr import xr_coords
@@ -27,7 +28,7 @@ from terramind_cube.inference.execution import run_group
 from terramind_cube.inference.plan import GROUP_PX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     Moment = tuple[int, tuple[Scene, ...]]
     """Nanoseconds since 1970, and what is known of each input then."""
 
-__all__ = ["generated_regions", "map_plan", "read_fingerprint", "runs_model"]
+__all__ = ["generated_regions", "group_remarks", "map_plan", "read_fingerprint", "runs_model"]
 
 RUN_ATTRIBUTE = "terramind_run"
 GROUP_PREFIX = "terramind-"
@@ -160,6 +161,40 @@ def generated_regions(result: xr.Dataset) -> list[dict[str, slice]]:
     return [
         {"time": slice(t, t + 1), **area} for t in range(result.sizes["time"]) for area in areas
     ]
+
+
+def group_remarks(result: xr.Dataset) -> Callable[[Mapping[str, tuple[int, int]]], Any] | None:
+    """Return a function of bounds, (start, stop) by dimension, that tells what looked wrong there.
+
+    Returns
+    -------
+    callable or None
+        It gives a Delayed list of sentences about the inputs, computed with the tile groups that
+        meet the bounds. None of a Dataset that is not what `map_plan` made.
+    """
+    array = next(iter(result.data_vars.values()), None)
+    if RUN_ATTRIBUTE not in result.attrs or array is None or array.chunks is None:
+        return None
+    graph, side = array.data.dask, read_fingerprint(result)["group_px"]
+    run = array.data.name.removeprefix(f"{array.name}-")
+    if run not in graph.layers:
+        return None
+    shape = result.sizes["y"], result.sizes["x"]
+    columns = -(-shape[1] // side)
+
+    def within(bounds: Mapping[str, tuple[int, int]]) -> Any:
+        spans = [bounds.get(dim, (0, size)) for dim, size in zip("yx", shape, strict=True)]
+        rows, cols = (range(start // side, -(-stop // side)) for start, stop in spans)
+        times = range(*bounds.get("time", (0, result.sizes.get("time", 1))))
+        keys = [(run, t, row * columns + col) for t in times for row in rows for col in cols]
+        groups = [Delayed(key, graph, layer=run) for key in keys]
+        return delayed(_join_remarks, pure=False)(groups)
+
+    return within
+
+
+def _join_remarks(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(text for group in groups for text in group[REMARKS]))
 
 
 def _lattice_coords(plan: TilePlan, variables: Sequence[OutputVariable]) -> dict[str, xr.Variable]:

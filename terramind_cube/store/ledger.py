@@ -84,6 +84,8 @@ class Receipt:
         Digest of each variable's values in C order, little-endian, before compression.
     finished_at : str
         UTC, ISO 8601.
+    remarks : sequence of str
+        What looked wrong in the inputs, see `terramind_cube.cube.plausibility`.
     """
 
     key: str
@@ -91,6 +93,7 @@ class Receipt:
     seconds: float
     sha256: Mapping[str, str]
     finished_at: str
+    remarks: Sequence[str] = ()
 
 
 def normalize_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,9 +205,10 @@ def write_receipt(
     region: Mapping[str, tuple[int, int]],
     seconds: float,
     sha256: Mapping[str, str],
+    remarks: Sequence[str] = (),
 ) -> Receipt:
     """Write the receipt of a finished region, whole or not at all, and return it."""
-    receipt = Receipt(key, dict(region), round(seconds, 3), dict(sha256), _now())
+    receipt = Receipt(key, dict(region), round(seconds, 3), dict(sha256), _now(), list(remarks))
     _write_json(path / LEDGER / "receipts" / f"{key}.json", asdict(receipt))
     return receipt
 

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Outcome = tuple[RegionPlan, float, Callable[[], dict[str, str]]]
+    Written = tuple[dict[str, str], list[str]]
+    Outcome = tuple[RegionPlan, float, Callable[[], Written]]
 
 __all__ = ["RegionError", "write_result"]
 
@@ -226,14 +227,17 @@ def _write_regions(
     finished = ledger.completed(target)
     missing = [plan for plan in plans if plan.key not in finished]
     done = len(plans) - len(missing)
-    tasks = ((plan, _build_task(prepared, target, plan)) for plan in missing)
+    from terramind_cube.inference.mapping import group_remarks
+
+    within = group_remarks(prepared)
+    tasks = ((plan, _build_task(prepared, target, plan, within)) for plan in missing)
     client = _find_client()
     compute = _compute_locally if client is None else partial(_compute_on, client)
     outcomes = compute(tasks, on_gpu)
     with closing(outcomes):
         for plan, begin, collect in outcomes:
             try:
-                digests = collect()
+                digests, remarks = collect()
             except Exception as error:
                 raise RegionError(
                     f"Region {plan.key} of {target} failed: {type(error).__name__}: {error} "
@@ -242,7 +246,12 @@ def _write_regions(
                 ) from error
             seconds = time.perf_counter() - begin
             receipt = ledger.write_receipt(
-                target, plan.key, region=plan.bounds, seconds=seconds, sha256=digests
+                target,
+                plan.key,
+                region=plan.bounds,
+                seconds=seconds,
+                sha256=digests,
+                remarks=remarks,
             )
             ledger.note_failures(target, prepared.attrs.get("read_failures", ()))
             done += 1
@@ -259,16 +268,25 @@ def _write_regions(
         ledger.finish_run(target)
 
 
-def _build_task(prepared: xr.Dataset, target: Path, plan: RegionPlan) -> Any:
+def _build_task(
+    prepared: xr.Dataset,
+    target: Path,
+    plan: RegionPlan,
+    within: Callable[[Mapping[str, tuple[int, int]]], Any] | None = None,
+) -> Any:
     write = delayed(partial(_write_blocks, str(target), dict(plan.blocks)), pure=False)
     arrays = {name: prepared[name].data[index] for name, index in plan.blocks.items()}
-    return write(arrays, dask_key_name=f"write-{plan.key}-{uuid.uuid4().hex[:8]}")
+    remarks = [] if within is None else within(plan.bounds)
+    return write(arrays, remarks, dask_key_name=f"write-{plan.key}-{uuid.uuid4().hex[:8]}")
 
 
 def _write_blocks(
-    root: str, index: Mapping[str, tuple[slice, ...]], blocks: Mapping[str, NDArray[Any]]
-) -> dict[str, str]:
-    """Write whole chunks; return the digest of each variable."""
+    root: str,
+    index: Mapping[str, tuple[slice, ...]],
+    blocks: Mapping[str, NDArray[Any]],
+    remarks: list[str],
+) -> Written:
+    """Write whole chunks; return the digest of each variable, and the remarks."""
     digests = {}
     for name, block in blocks.items():
         array: Any = zarr.open_array(
@@ -282,7 +300,7 @@ def _write_blocks(
             )
         array[index[name]] = block
         digests[name] = _digest(block)
-    return digests
+    return digests, remarks
 
 
 def _digest(values: NDArray[Any]) -> str:
@@ -305,7 +323,7 @@ def _compute_locally(tasks: Iterator[tuple[RegionPlan, Any]], on_gpu: bool) -> G
             yield plan, time.perf_counter(), task.compute
         return
     # A GPU computes one region while the next one is read and the last one written.
-    pending: deque[tuple[RegionPlan, float, Future[dict[str, str]]]] = deque()
+    pending: deque[tuple[RegionPlan, float, Future[Written]]] = deque()
     with ThreadPoolExecutor(_AHEAD_OF_GPU) as pool:
         try:
             while True:

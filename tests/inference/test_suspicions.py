@@ -11,8 +11,10 @@ from distributed import Client, LocalCluster
 from small import make_cube
 
 from terramind_cube.accessor import TerraMindAccessor
+from terramind_cube.display import describe_store
 from terramind_cube.inference import mapping
 from terramind_cube.inference import plan as plan_module
+from terramind_cube.store import read_receipts
 from terramind_cube.testing import assert_lazy
 from tests.cube.scenes import warns_user
 
@@ -133,6 +135,48 @@ def test_what_looks_wrong_is_told_once(generate, cube, seed, scheduler, small_gr
     assert "linear power" in told[0]
     assert "64000 or more" in told[1]
     assert "find_implausible" in told[1]
+
+
+@pytest.mark.parametrize("where", ["threads", "cluster"])
+@pytest.mark.filterwarnings("ignore:S1RTC of 2024:UserWarning")
+def test_receipts_and_the_report_hold_it(
+    cube, small_weights, tmp_path, monkeypatch, small_groups, where
+):
+    """Of the region that it concerns: the south-east of the second date."""
+    radar = cube.S1RTC.copy(deep=True)
+    radar[1, :, 60:, 60:] = 10 ** (radar[1, :, 60:, 60:] / 10)
+    wrong = cube.assign(S1RTC=radar).chunk(CHUNKS)
+    settings = {**small_weights, "overlap": 0, "threads": 1, "chunks": 48, "inputs": ["S1RTC"]}
+    runs, run_group = [], mapping.run_group
+    monkeypatch.setattr(mapping, "run_group", lambda *args: runs.append(1) or run_group(*args))
+    if where == "threads":
+        path = TerraMindAccessor(wrong).write(tmp_path / "out.zarr", ["LULC"], **settings)
+    else:
+        with LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster, Client(cluster):  # fmt: skip
+            path = TerraMindAccessor(wrong).write(tmp_path / "out.zarr", ["LULC"], **settings)
+    receipts = read_receipts(path)
+    # The look costs no second run of a group.
+    assert len(runs) == len(receipts) == 12
+    remarked = {receipt.key: receipt.remarks for receipt in receipts if receipt.remarks}
+    assert remarked
+    for key, remarks in remarked.items():
+        assert key.startswith("time1-2_")
+        assert any("S1RTC of 2024-08-22: the median is" in text for text in remarks)
+    assert any("y96-192_x96-180" in key for key in remarked)
+    assert not any("y0-96_x0-96" in key for key in remarked)
+    rows = describe_store(path)
+    texts = {text for receipt in receipts for text in receipt.remarks}
+    assert ("Inputs", f"{len(texts)} things look wrong, see find_implausible()") in rows
+    assert any("S1RTC of 2024-08-22" in text for _, text in rows)
+
+
+def test_plausible_stores_say_nothing(cube, small_weights, tmp_path):
+    settings = {**small_weights, "overlap": 16, "threads": 1}
+    path = TerraMindAccessor(cube).write(tmp_path / "out.zarr", ["LULC"], **settings)
+    assert all(not receipt.remarks for receipt in read_receipts(path))
+    assert not any("look wrong" in text for _, text in describe_store(path))
 
 
 def test_clients_of_a_cluster_hear_of_it(generate, cube, small_groups):
