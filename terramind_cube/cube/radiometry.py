@@ -27,6 +27,9 @@ _BACKSCATTER = ("power", "amplitude", "decibel")
 _NO_CLASS = 255
 # No dB is as low: what is below is a fill value that nobody declares, such as -9999.
 _LOWEST_DB = -100.0
+# The shore of the Dead Sea is at -440 m, Mount Everest at 8849 m (2020 survey of Nepal and China).
+# What is beyond is a fill value that nobody declares: -32768, -32767, -9999.
+_LOWEST_M, _HIGHEST_M = -500.0, 8849.0
 _ENOUGH_PX, _SQUARE_KILOMETRE_PX = 100, 10_000
 _RGB_WHITE_DN = 2000
 
@@ -154,6 +157,8 @@ def decode(
         if (scale, offset) != (1.0, 0.0):
             pixels = (raw * scale + offset).astype(np.float32)
         invalid |= ~np.isfinite(pixels)
+        if radiometry.kind == "plain":  # elevation
+            invalid |= (pixels < _LOWEST_M) | (pixels > _HIGHEST_M)
         if radiometry.kind == "decibel":
             invalid |= pixels <= _LOWEST_DB
             _check_decibels(pixels, invalid, is_guess=radiometry.is_guess)

@@ -90,3 +90,17 @@ def test_geometries_of_all_kinds_fit_their_grid():
     assert not fit_of(tile[:, 1000:], extent).is_near
     double = GeoBox((10980, 10980), Affine(20, 0, 300_000, 0, -20, 6_700_020), CRS)
     assert not fit_of(double, extent).is_filled
+
+
+@pytest.mark.parametrize("void", [-32767, -32768, -9999, 32767, -501, 8850])
+def test_void_elevation_that_nobody_declares_does_not_reach_its_neighbours(tmp_path, void):
+    heights = np.full((48, 48), 100, "int16")
+    heights[20, 20], heights[0, 0], heights[0, 1] = void, -430, 8848
+    path = write_tiff(tmp_path / "dem.tif", heights)
+    item = make_item("dem", day("2021-04-22"), {"data": path}, collection="my-dem")
+    exact = load_cube([item], modalities=["DEM"])["DEM"].values
+    assert np.isnan(exact[20, 20])
+    np.testing.assert_array_equal(exact[0, :2], [-430, 8848])
+    shifted = GeoBox((40, 40), Affine(10, 0, LEFT + 45, 0, -10, TOP - 45), CRS)
+    warped = load_cube([item], geobox=shifted, modalities=["DEM"])["DEM"].values
+    np.testing.assert_allclose(warped[np.isfinite(warped)], 100, atol=1e-3)
