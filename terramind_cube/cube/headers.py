@@ -99,7 +99,10 @@ class Headers:
             return found.item.geometry
         if finest is not None and self._is_trusted(found, place):
             return finest
-        return self._open(found, place) or found.item.geometry or finest
+        where = self._open(found, place) or found.item.geometry or finest
+        if where is None:
+            raise AssetError(place.href, "nothing tells where it lies", found.item.id, place.asset)
+        return where
 
     def grid(self, found: ItemBands, place: BandLocation) -> GeoBox | None:
         """Return the grid of one band; its file is opened if the item does not tell.
