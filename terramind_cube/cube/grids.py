@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import shapely
 from affine import Affine
 from odc.geo import CRS
 from odc.geo.geobox import GeoBox
+from pyproj import Geod
 from shapely.geometry import box, mapping, shape
 from shapely.ops import unary_union
 
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CELL_PX",
+    "RESOLUTION_M",
+    "RESOLUTION_RANGE_M",
     "GridRequest",
     "area_grid",
     "boundary",
     "check_grid_request",
     "covering_grid",
     "crs_of",
+    "describe_pixel_size",
     "geographic_extent",
     "joined",
     "local_crs",
@@ -42,12 +45,18 @@ __all__ = [
 CELL_PX = 16
 """Areas are snapped outwards to cells of this many pixels, one patch of the released models."""
 
+RESOLUTION_M = 10.0
+"""Pixel size that TerraMind was trained at."""
+
+RESOLUTION_RANGE_M = (8.0, 12.5)
+"""Pixel sizes near enough to it."""
+
 _SNAP_TOLERANCE_PX = 0.01
-_USUAL_RESOLUTION_M = (8.0, 12.5)
 _SMALLEST_RESOLUTION_M = 0.1
 _POINTS_PER_SIDE = 33
 _LARGEST_PX = 1_000_000
 _SQUARE_TOLERANCE = 1e-9
+_EARTH = Geod(ellps="WGS84")
 _METRES = {"metre", "meter", "m"}
 # Limits of UTM; beyond them lie the two polar stereographic grids.
 _NORTHERNMOST_DEG, _SOUTHERNMOST_DEG = 84.0, -80.0
@@ -73,11 +82,6 @@ def check_grid_request(
     ValueError
         If they contradict each other, the CRS is geographic, or the resolution is no length in
         metres.
-
-    Warns
-    -----
-    UserWarning
-        If the resolution is far from the 10 m that TerraMind was trained at.
     """
     if geobox is not None:
         if crs is not None or bbox is not None or intersects is not None:
@@ -107,14 +111,43 @@ def check_grid_request(
             f"resolution is in metres, and {resolution:g} looks like degrees: give 10 for "
             "Sentinel-2's pixels."
         )
-    low, high = _USUAL_RESOLUTION_M
-    if not low <= resolution <= high:
-        warnings.warn(
-            f"The resolution is {resolution:g} m; TerraMind was trained at 10 m.",
-            UserWarning,
-            stacklevel=3,
-        )
     return GridRequest(geobox, projected, float(resolution))
+
+
+def describe_pixel_size(geobox: GeoBox) -> str:
+    """Say whether pixels are far from the 10 m that TerraMind was trained at, measured on Earth.
+
+    Numbers of a CRS are no lengths: 10 of EPSG:3857 are 6.8 m at 47 N, 10 of EPSG:2263 are feet.
+
+    Parameters
+    ----------
+    geobox : GeoBox
+        Projected grid; its middle pixel is measured along the ellipsoid (WGS 84).
+
+    Returns
+    -------
+    str
+        Empty where pixels are near 10 m.
+    """
+    height, width = geobox.shape.yx
+    middle = np.array([-0.5, 0.5, 0.0, 0.0]), np.array([0.0, 0.0, -0.5, 0.5])
+    x, y = place_of(geobox.affine, width / 2 + middle[0], height / 2 + middle[1])
+    longitudes, latitudes = to_geographic(crs_of(geobox), x, y)
+    if not np.isfinite([longitudes, latitudes]).all():
+        return ""
+    sides = _EARTH.inv(longitudes[::2], latitudes[::2], longitudes[1::2], latitudes[1::2])[2]
+    size_m = math.sqrt(sides[0] * sides[1])
+    low, high = RESOLUTION_RANGE_M
+    if low <= size_m <= high:
+        return ""
+    named = crs_of(geobox).epsg or "its CRS"
+    is_other = not math.isclose(size_m, geobox.affine.a, rel_tol=0.02)
+    stretched = f" ({geobox.affine.a:g} in {f'EPSG:{named}' if is_other else named})"
+    return (
+        f"The resolution is {size_m:.3g} m on the ground{stretched if is_other else ''}; TerraMind "
+        f"was trained at {RESOLUTION_M:g} m, so results are of unknown quality. The UTM zone of the "
+        "area has pixels of true size."
+    )
 
 
 def _read_crs(crs: Any) -> CRS:
@@ -168,8 +201,20 @@ def covering_grid(request: GridRequest, footprints: Sequence[GeoBox | dict[str, 
     request : GridRequest
     footprints : sequence of GeoBox or GeoJSON geometry
         Grid of each item's pixels, or its geometry in longitude and latitude.
+
+    Raises
+    ------
+    ValueError
+        If the items are in several projected CRSs and the request names none.
     """
     own = {footprint.crs for footprint in footprints if isinstance(footprint, GeoBox)}
+    zones = sorted(str(crs) for crs in own if crs is not None and not crs.geographic)
+    if request.crs is None and len(zones) > 1:
+        # In a zone between them the cube would be all the land that lies there, mostly nodata.
+        raise ValueError(
+            f"The items lie in several zones ({', '.join(zones)}), so that no grid is theirs: give "
+            "the area with bbox or intersects, one crs for all, or load each zone by itself."
+        )
     has_shared = len(own) == 1 and all(isinstance(f, GeoBox) for f in footprints)
     shared = next(iter(own)) if has_shared else None
     geometries = [shape(geographic_extent(f) if isinstance(f, GeoBox) else f) for f in footprints]

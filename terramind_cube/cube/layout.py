@@ -16,6 +16,7 @@ import numpy as np
 import odc.geo.xr  # noqa: F401  # registers the `odc` accessor
 
 from terramind_cube.cube.corners import centred_geobox
+from terramind_cube.cube.grids import describe_pixel_size
 from terramind_cube.cube.inspection import refuse_units
 from terramind_cube.cube.layers import (
     Layer,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CubeLayout", "read_geobox", "read_layout"]
 
-RESOLUTION_M = 10.0
-RESOLUTION_RANGE_M = (8.0, 12.5)
 _SPACING_TOLERANCE = 1e-3
 _DEGREES = ({"latitude", "lat"}, {"longitude", "lon", "lng", "long"})
 
@@ -116,13 +115,8 @@ def read_geobox(cube: xr.Dataset) -> GeoBox:
     if abs(abs(affine.e) - affine.a) > _SPACING_TOLERANCE * affine.a:
         raise ValueError(f"Pixels must be square, these are {affine.a} m x {-affine.e} m.")
     geobox = centred_geobox(cube, geobox)
-    low, high = RESOLUTION_RANGE_M
-    if not low <= affine.a <= high:
-        warnings.warn(
-            f"Pixels of {affine.a:g} m: TerraMind was trained on {RESOLUTION_M:g} m, "
-            "results are of unknown quality.",
-            stacklevel=3,
-        )
+    if remark := describe_pixel_size(geobox):
+        warnings.warn(remark, stacklevel=3)
     return geobox
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,6 +18,7 @@ from terramind_cube.cube.grids import (
     area_grid,
     check_grid_request,
     covering_grid,
+    describe_pixel_size,
     geographic_extent,
 )
 from terramind_cube.cube.headers import Headers
@@ -81,6 +83,7 @@ def load_cube(  # noqa: PLR0913
     s2_offset: Literal["remove", "keep", "add"] = "remove",
     radar_unit: Literal["dB", "linear", "amplitude"] | None = None,
     lulc_legend: str | Mapping[int, int] | None = None,
+    lulc_year: int | Literal["nearest"] | None = None,
     resampling: Mapping[str, str] | None = None,
     clouds: bool = True,
     mode: Literal["analysis", "native"] = "analysis",
@@ -97,7 +100,7 @@ def load_cube(  # noqa: PLR0913
         any providers, which are never changed.
     bbox, intersects : optional
         Area as (west, south, east, north) in degrees, or as GeoJSON, whose bounding box is loaded;
-        without either, the extent of the items. The grid grows outwards to whole cells of 16 pixels
+        without either, the extent of the items, which must then share a zone. The grid grows outwards to whole cells of 16 pixels
         that are counted from the origin of the CRS, so that overlapping areas share their pixels.
     datetime : str, datetime, date, numpy.datetime64 or pair, optional
         STAC datetime query of the scenes, in UTC. Static layers are found at any time, radar scenes
@@ -137,6 +140,9 @@ def load_cube(  # noqa: PLR0913
     resampling : mapping of str to str, optional
         GDAL's method by modality; by default nearest for Sentinel-2 and classes, bilinear (average
         onto coarser pixels) for elevation and, as linear power, for backscatter.
+    lulc_year : int or "nearest", optional
+        Year of the land-cover map that serves every date, or the year nearest to each date that
+        the catalog holds, which is told; by default each date's own year.
     clouds : bool
         Whether variables ``SCL`` and ``cloud_mask`` and the coordinate ``clear_fraction`` are made,
         where items have a scene classification.
@@ -175,6 +181,7 @@ def load_cube(  # noqa: PLR0913
     ------
     ValueError, AssetError
         If a modality is unknown, nothing is found, bands are missing or the grid is unfit; if
+        the items lie in several zones and neither an area nor `crs` is given; if
         neither metadata nor pixels tell the unit of backscatter or the legend of land cover; if a
         local file is missing or damaged (also while computing, for any file), or a file contradicts
         its item.
@@ -183,8 +190,8 @@ def load_cube(  # noqa: PLR0913
     -----
     UserWarning
         If some dates have no scene of a modality, an item is left out, backscatter is converted
-        because its pixels look like power, or the resolution is far from the 10 m that TerraMind
-        was trained at.
+        because its pixels look like power, or pixels, measured on the ground, are far from the 10 m
+        that TerraMind was trained at.
 
     Notes
     -----
@@ -215,11 +222,14 @@ def load_cube(  # noqa: PLR0913
         as_catalog(catalog_or_items), asked, area, datetime, within, filters, cast("Any", dict(bands or {})),
         s2_offset, dict(resampling or {}), clouds, skips_bad_items=on_error == "nodata",
         radar_unit=radar_unit, lulc_legend=check_legend(lulc_legend),
+        lulc_year=lulc_year,
     )  # fmt: skip
     failures = ReadFailures() if on_error == "nodata" else None
     token = "" if failures is None else failures.token
     headers = Headers(Reading(reading or ReadOptions(), sign, on_error, token))
     sources, grid = _find_leading(request, wanted, headers)
+    if mode == "analysis" and (remark := describe_pixel_size(grid)):
+        warnings.warn(remark, UserWarning, stacklevel=2)
     cube: xr.Dataset | xr.DataTree
     if mode == "native":
         from terramind_cube.cube.native import native_tree

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from terramind_cube.stac.acquisitions import newest_processing
+from terramind_cube.stac.providers import rank
 from terramind_cube.stac.search import item_interval
 
 if TYPE_CHECKING:
@@ -95,7 +96,15 @@ def group_steps(sources: Iterable[ItemBands], *, longitude_deg: float) -> list[T
         "static": lambda _: None,
     }
     groups: dict[Hashable, list[ItemBands]] = {}
-    ordered = sorted(newest_processing(sources), key=lambda s: (_moment(s), s.item.id))
+    # Of a static layer the finest edition lies on top, whatever its date.
+    ordered = sorted(
+        newest_processing(sources),
+        key=lambda s: (
+            rank(s.item.collection_id) if s.modality.temporal == "static" else 0,
+            _moment(s),
+            s.item.id,
+        ),
+    )
     for source in ordered:
         groups.setdefault(keys[source.modality.temporal](source), []).append(source)
     return [TimeStep(_moment(group[0]), tuple(group)) for group in groups.values()]
@@ -143,14 +152,29 @@ def pair_nearest(
     return places
 
 
-def pair_years(times: Sequence[datetime], steps: Sequence[TimeStep]) -> list[int | None]:
-    """Return for each time the place of the nearest step of its year, None where there is none."""
+def pair_years(
+    times: Sequence[datetime], steps: Sequence[TimeStep], wanted: int | str | None = None
+) -> list[int | None]:
+    """Return for each time the place of the nearest step of its year, None where there is none.
+
+    Parameters
+    ----------
+    times : sequence of datetime
+    steps : sequence of TimeStep
+    wanted : int or "nearest", optional
+        A year that serves every time, or the year nearest to each that has a step, the earlier one
+        of two; by default its own.
+    """
+    years = {step.time.year for step in steps}
     places: list[int | None] = []
     for time in times:
+        year = time.year if wanted in (None, "nearest") else wanted
+        if wanted == "nearest" and years:
+            year = min(years, key=lambda found: (abs(found - time.year), found))
         same = [
             (abs(step.time - time), place)
             for place, step in enumerate(steps)
-            if step.time.year == time.year
+            if step.time.year == year
         ]
         places.append(min(same)[1] if same else None)
     return places

@@ -39,6 +39,7 @@ __all__ = [
 
 DEFAULT_CHUNKS_PX: Mapping[str, int] = {"y": 896, "x": 896}
 
+_MOST_YEARS_APART = 30
 _SAME_PASS = timedelta(hours=12)
 _FOR_CLASSES = ("nearest", "mode")
 _DERIVED_BANDS: Mapping[str, tuple[str, ...]] = {
@@ -78,6 +79,8 @@ class CubeRequest:
         Unit of backscatter of items that do not tell it.
     lulc_legend : tuple of pairs, or None
         Legend of land cover of items that do not tell it.
+    lulc_year : int, "nearest" or None
+        Year of the land-cover map, in place of each date's own.
     """
 
     catalog: Catalog
@@ -93,6 +96,7 @@ class CubeRequest:
     skips_bad_items: bool = False
     radar_unit: str | None = None
     lulc_legend: Legend | None = None
+    lulc_year: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.datetime is not None:
@@ -106,6 +110,10 @@ class CubeRequest:
                 f"radar_unit is one of {', '.join(map(repr, RADAR_UNITS))}, got "
                 f"{self.radar_unit!r}."
             )
+        year = self.lulc_year
+        is_year = isinstance(year, Integral) and not isinstance(year, bool) and 1900 < year < 2200
+        if year is not None and year != "nearest" and not is_year:
+            raise ValueError(f"lulc_year is a year such as 2023, or 'nearest', got {year!r}.")
         names = [modality.name for modality in self.asked]
         object.__setattr__(self, "bands", _check_bands(self.bands, names))
         for name, method in self.resampling.items():
@@ -174,6 +182,10 @@ class CubeRequest:
         """Return when to search for what is paired to a time axis."""
         if modality.temporal == "annual":
             first, last = min(times).year, max(times).year
+            if self.lulc_year == "nearest":
+                first, last = first - _MOST_YEARS_APART, last + _MOST_YEARS_APART
+            elif self.lulc_year is not None:
+                first = last = int(self.lulc_year)
             return Moment(first, 1, 1, tzinfo=UTC), Moment(last, 12, 31, 23, 59, 59, tzinfo=UTC)
         reach = self.tolerance(modality)
         return min(times) - reach, max(times) + reach

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from terramind_cube.modalities import Modality
     from terramind_cube.stac.bands import ItemBands
 
-__all__ = ["Series", "find_series", "middle_longitude", "pair_steps", "steps_of"]
+__all__ = ["Series", "find_series", "middle_longitude", "pair_steps", "steps_of", "tell_gaps"]
+
+_WHOLE = 0.99
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,34 @@ def find_series(
     """
     first, *others = request.read
     axis = steps_of(first, leading, grid)
+    if first.temporal == "static" and request.area is not None:
+        tell_gaps(first, axis, grid)
     times = [step.time for step in axis]
     series = [Series(first, tuple(axis), tuple(range(len(axis))), leads=True)]
     for modality in others:
         extent = geographic_extent(grid)
         found = request.find(modality, extent, request.window(modality, times))
         steps = steps_of(modality, found, grid)
+        if modality.temporal == "static":
+            tell_gaps(modality, steps, grid)
         places = pair_steps(request, modality, times, steps)
         used = sorted({place for place in places if place is not None})
         kept = tuple(None if place is None else used.index(place) for place in places)
         chosen = tuple(steps[place] for place in used)
         series.append(Series(modality, chosen, kept, leads=False))
     return times, series
+
+
+def tell_gaps(modality: Modality, steps: Sequence[TimeStep], grid: GeoBox) -> None:
+    """Warn where the items of a static layer leave a part of a grid empty."""
+    share = _coverage(steps[0], shape(geographic_extent(grid)))
+    if share < _WHOLE:
+        warnings.warn(
+            f"{modality.name} covers {share:.0%} of the area: no item lies over the rest, which is "
+            "nodata.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def steps_of(modality: Modality, found: Sequence[ItemBands], grid: GeoBox) -> list[TimeStep]:
@@ -153,7 +171,7 @@ def pair_steps(
     if modality.temporal == "static":
         return [0]
     if modality.temporal == "annual":
-        places = pair_years(times, steps)
+        places = pair_years(times, steps, request.lulc_year)
     elif modality.units == "dB":
         places = pair_scenes(times, steps, request.tolerance(modality))
     else:
@@ -161,6 +179,8 @@ def pair_steps(
     alone = [time for time, place in zip(times, places, strict=True) if place is None]
     if len(alone) == len(times):
         raise ValueError(_unpaired(modality, times, steps))
+    if modality.temporal == "annual":
+        _tell_other_years(modality, times, steps, places)
     if alone:
         warnings.warn(
             f"{modality.name} has no scene for {_dates(alone)}: its pixels are nodata there.",
@@ -170,11 +190,33 @@ def pair_steps(
     return places
 
 
+def _tell_other_years(
+    modality: Modality,
+    times: Sequence[datetime],
+    steps: Sequence[TimeStep],
+    places: Sequence[int | None],
+) -> None:
+    pairs = {
+        f"{time.year} from {steps[place].time.year}"
+        for time, place in zip(times, places, strict=True)
+        if place is not None and steps[place].time.year != time.year
+    }
+    if pairs:
+        warnings.warn(
+            f"{modality.name} is a map of another year: {', '.join(sorted(pairs))}.",
+            UserWarning,
+            stacklevel=6,
+        )
+
+
 def _unpaired(modality: Modality, times: Sequence[datetime], steps: Sequence[TimeStep]) -> str:
     found = _dates([step.time for step in steps])
+    way = "Widen pair_within, or choose another datetime."
+    if modality.temporal == "annual":
+        way = 'Give lulc_year="nearest" or a year, or choose another datetime.'
     return (
-        f"No {modality.name} item pairs with {_dates(times)}: there are items of {found}. Widen "
-        "pair_within, or choose another datetime."
+        f"No {modality.name} item pairs with {_dates(times)}: there are items of "
+        f"{found or 'no other year'}. {way}"
     )
 
 

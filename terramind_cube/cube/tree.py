@@ -16,8 +16,14 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
 from terramind_cube.cube.chunking import ChunkedGrid
-from terramind_cube.cube.grids import GridRequest, covering_grid, crs_of, named_crs
-from terramind_cube.cube.layout import RESOLUTION_M, RESOLUTION_RANGE_M
+from terramind_cube.cube.grids import (
+    RESOLUTION_M,
+    RESOLUTION_RANGE_M,
+    GridRequest,
+    covering_grid,
+    crs_of,
+    named_crs,
+)
 from terramind_cube.cube.pairing import TimeStep, parse_tolerance
 from terramind_cube.cube.regrid import Regridding, regrid
 from terramind_cube.cube.request import DEFAULT_CHUNKS_PX, CubeRequest, check_modalities

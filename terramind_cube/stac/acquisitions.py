@@ -1,6 +1,7 @@
 """One acquisition, several items: which of them to read.
 
 A Sentinel-2 tile appears again when it is reprocessed, and twice where a datastrip ends within it.
+A slice of a radar pass appears again when it is reprocessed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from terramind_cube.stac.bands import ItemBands
 
-__all__ = ["Acquisition", "acquisition", "newest_processing"]
+__all__ = ["Acquisition", "acquisition", "newest_processing", "radar_slice"]
 
 _GENERATED = ("s2:generation_time", "processing:datetime", "created", "updated")
 _PRODUCTS = ("s2:product_uri", "sentinel:product_id", "sentinel2:product_uri")
@@ -26,7 +27,10 @@ _DATASTRIPS = ("s2:datastrip_id", "eopf:datastrip_id", "sentinel2:datastrip_id")
 
 
 class Acquisition(NamedTuple):
-    """What a Sentinel-2 item shows: tile, datatake and datastrip, without the processing."""
+    """What an item shows, without the processing.
+
+    Of Sentinel-2 tile, datatake and datastrip; of Sentinel-1 the place of a slice and its begin.
+    """
 
     tile: str
     datatake: str
@@ -43,6 +47,21 @@ def acquisition(item: pystac.Item) -> Acquisition | None:
     return Acquisition(tile, datatake, next((found[1] for found in strips if found), ""))
 
 
+def radar_slice(item: pystac.Item) -> Acquisition | None:
+    """Return which slice of a radar pass an item shows, None where it does not tell.
+
+    Slices of one pass begin at times of their own; tiles that are cut out of one slice share it and
+    lie in places of their own.
+    """
+    begin = re.search(r"(S1[A-D])_.*?(\d{8}T\d{6})_", item.id)
+    platform = str(item.properties.get("platform") or (begin and begin[1]) or "")
+    taken = begin[2] if begin else str(item.properties.get("start_datetime") or item.datetime or "")
+    if not (platform and taken and item.bbox):
+        return None
+    place = " ".join(f"{value:.1f}" for value in item.bbox)
+    return Acquisition(f"{item.collection_id} {place}", f"{platform} {taken}", "")
+
+
 def newest_processing(sources: Iterable[ItemBands]) -> list[ItemBands]:
     """Return the sources without older processings of the same acquisition, in the same order.
 
@@ -53,7 +72,7 @@ def newest_processing(sources: Iterable[ItemBands]) -> list[ItemBands]:
     rivals: dict[tuple[str, str], list[ItemBands]] = {}
     kept = []
     for source in sources:
-        shown = acquisition(source.item) if source.modality.units == "1e-4" else None
+        shown = _shown(source)
         if shown is None:
             kept.append(source)
         else:
@@ -61,13 +80,19 @@ def newest_processing(sources: Iterable[ItemBands]) -> list[ItemBands]:
     for group in rivals.values():
         strips: dict[str, ItemBands] = {}
         for source in sorted(group, key=processing_age):
-            shown = acquisition(source.item)
+            shown = _shown(source)
             strips["" if shown is None else shown.datastrip] = source
         newest = max(group, key=processing_age)
         # Whatever does not tell its datastrip may be any: it stands against all of them.
         kept += [s for strip, s in strips.items() if s is newest or (strip and "" not in strips)]
     identities = {id(source) for source in kept}
     return [source for source in sources if id(source) in identities]
+
+
+def _shown(source: ItemBands) -> Acquisition | None:
+    readers = {"1e-4": acquisition, "dB": radar_slice}
+    reader = readers.get(source.modality.units)
+    return None if reader is None else reader(source.item)
 
 
 def processing_age(source: ItemBands) -> tuple[float, str, str, int, str]:

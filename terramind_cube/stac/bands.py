@@ -31,7 +31,7 @@ from terramind_cube.stac.providers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import pystac
 
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
 __all__ = ["BandLocation", "ItemBands", "locate_bands"]
 
 _BAND_NAMES: Mapping[str, tuple[str, ...]] = {
-    "B01": ("b01", "b1", "coastal"),
-    "B02": ("b02", "b2", "blue"),
-    "B03": ("b03", "b3", "green"),
-    "B04": ("b04", "b4", "red"),
-    "B05": ("b05", "b5", "rededge1", "rededge071"),
-    "B06": ("b06", "b6", "rededge2", "rededge075"),
-    "B07": ("b07", "b7", "rededge3", "rededge078"),
-    "B08": ("b08", "b8", "nir"),
-    "B8A": ("b8a", "nir08"),
+    "B01": ("b01", "b1", "coastal", "nbart_coastal_aerosol"),
+    "B02": ("b02", "b2", "blue", "nbart_blue"),
+    "B03": ("b03", "b3", "green", "nbart_green"),
+    "B04": ("b04", "b4", "red", "nbart_red"),
+    "B05": ("b05", "b5", "rededge1", "rededge071", "nbart_red_edge_1"),
+    "B06": ("b06", "b6", "rededge2", "rededge075", "nbart_red_edge_2"),
+    "B07": ("b07", "b7", "rededge3", "rededge078", "nbart_red_edge_3"),
+    "B08": ("b08", "b8", "nir", "nbart_nir_1"),
+    "B8A": ("b8a", "nir08", "nbart_nir_2"),
     "B09": ("b09", "b9", "nir09"),
     "B10": ("b10", "cirrus"),
-    "B11": ("b11", "swir16"),
-    "B12": ("b12", "swir22"),
+    "B11": ("b11", "swir16", "nbart_swir_2"),
+    "B12": ("b12", "swir22", "nbart_swir_3"),
     "SCL": ("scl",),
     "VV": ("vv", "gamma0_vv", "sigma0_vv"),  # and what `polarisation` reads
     "VH": ("vh", "gamma0_vh", "sigma0_vh"),
@@ -197,16 +197,18 @@ def locate_bands(
 def _located(item: pystac.Item, modality: Modality, labels: tuple[str, ...]) -> ItemBands | None:
     row = find_row(item.collection_id, item)
     is_own = row is not None and row.modality == modality.name
-    if row is not None and is_own and all(row.assets.get(b) in item.assets for b in labels):
+    zarr = {key: asset for key, asset in item.assets.items() if _is_zarr(asset)}
+    held = item.assets.keys() - zarr.keys()
+    if row is not None and is_own and all(row.assets.get(b) in held for b in labels):
         places = {band: _place(item, row.assets[band]) for band in labels}
         return _with_radiometry(item, modality, places, row)
     rasters = {
         key: asset
         for key, asset in item.assets.items()
-        if _is_raster(key, asset) and key.lower() not in _BAND_NAMES[_SCENE_CLASSES]
+        if key in held and _is_raster(key, asset) and key.lower() not in _BAND_NAMES[_SCENE_CLASSES]
     }
     named = {key: asset for key, asset in rasters.items() if _names(key, modality.name)}
-    claims = is_own if row else _looks_like(item, modality, rasters)
+    claims = is_own if row else _looks_like(item, modality, {**zarr, **rasters})
     if not (named or claims):
         return None
     found = _locate(item, modality, rasters) if claims else {}
@@ -215,12 +217,31 @@ def _located(item: pystac.Item, modality: Modality, labels: tuple[str, ...]) -> 
     if missing := [band for band in labels if band not in found]:
         if modality.name == "S1GRD" and not named and is_detected(item):
             raise ValueError(uncalibrated(item, row))  # whatever its polarisations
-        raise ValueError(
-            f"Item {item.id!r} of collection {item.collection_id!r} lacks {', '.join(missing)} of "
-            f"{modality.name}: its assets are {', '.join(item.assets) or '(none)'}. Name the "
-            "assets after the bands, or list the bands of a file in eo:bands."
-        )
+        raise ValueError(_lacking(item, modality, found, missing, zarr))
     return _with_radiometry(item, modality, {band: found[band] for band in labels}, row)
+
+
+def _lacking(
+    item: pystac.Item,
+    modality: Modality,
+    found: Collection[str],
+    missing: Sequence[str],
+    zarr: Collection[str],
+) -> str:
+    """Say which bands an item lacks, and what would help."""
+    text = (
+        f"Item {item.id!r} of collection {item.collection_id!r} lacks {', '.join(missing)} of "
+        f"{modality.name}: its assets are {', '.join(item.assets) or '(none)'}."
+    )
+    if zarr:
+        return (
+            f"{text} {', '.join(zarr)} are Zarr, as those of EOPF products: only rasters such as "
+            "Cloud-Optimized GeoTIFF and JPEG 2000 are read. Use a collection of those."
+        )
+    if found:
+        rest = [band for band in modality.bands if band in found]
+        return f"{text} Load those that it has with bands={{{modality.name!r}: {rest}}}."
+    return f"{text} Name the assets after the bands, or list the bands of a file in eo:bands."
 
 
 def _with_radiometry(
@@ -278,10 +299,11 @@ def _common(item: pystac.Item, name: str, told: set[Any]) -> Any:
 
 
 def _scene_classes(item: pystac.Item, row: CollectionRow | None) -> BandLocation | None:
+    rasters = {key: asset for key, asset in item.assets.items() if not _is_zarr(asset)}
     key = row.assets.get(_SCENE_CLASSES) if row is not None else None
-    if key in item.assets:
+    if key in rasters:
         return _place(item, str(key))
-    found = _by_key(_SCENE_CLASSES, None, item.assets)
+    found = _by_key(_SCENE_CLASSES, None, rasters)
     return None if found is None else _place(item, found[0])
 
 
@@ -398,6 +420,14 @@ def _is_raster(key: str, asset: pystac.Asset) -> bool:
     if kind:
         return kind.startswith("image/") and not kind.startswith(_PICTURE_TYPES)
     return Path(urlparse(asset.href).path).suffix.lower() in {".tif", ".tiff", ".jp2", ".vrt"}
+
+
+def _is_zarr(asset: pystac.Asset) -> bool:
+    kind = (asset.media_type or "").lower()
+    if kind:
+        return "zarr" in kind
+    parts = Path(urlparse(asset.href).path).parts
+    return any(part.lower().endswith(".zarr") for part in parts)
 
 
 def _names(text: str | None, name: str) -> bool:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import shapely
+import shapely.geometry
+
 from terramind_cube.stac.acquisitions import acquisition
+from terramind_cube.stac.areas import item_shape
 from terramind_cube.stac.bands import locate_bands
 from terramind_cube.stac.providers import collections_of, find_row, providers_with, rank
 from terramind_cube.stac.search import Filters, limit_items, swapped_area
@@ -24,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["collection_groups", "find_bands", "holds", "search_modality"]
 
 _FEW_COLLECTIONS = 20
+# Grids of degrees and outlines in few digits leave slivers.
+_EDGE_SHARE = 1e-3
 
 
 def find_bands(
@@ -111,7 +119,11 @@ def search_modality(
     datetime: DatetimeQuery | None,
     filters: Filters,
 ) -> list[pystac.Item]:
-    """Return the items of the most preferred collection that has any which hold a modality."""
+    """Return the items of the most preferred collection that has any which hold a modality.
+
+    A static layer is completed where these leave a part of the area, by coarser editions of it.
+    """
+    kept: list[pystac.Item] = []
     for collections in collection_groups(catalog, modality):
         items = catalog.search_items(
             collections=collections,
@@ -120,9 +132,51 @@ def search_modality(
             # The first items of a mixed collection may hold something else.
             filters=filters if collections else replace(filters, max_items=None),
         )
-        if holding := [item for item in items if holds(item, modality)]:
-            return limit_items(_preferred(holding, modality), filters.max_items)
-    return []
+        holding = [item for item in items if holds(item, modality)]
+        if modality.temporal == "static":
+            kept = _completed(kept, holding, area)
+        elif holding:
+            kept = _preferred(holding, modality)
+        if kept and (modality.temporal != "static" or _covers(kept, area)):
+            break
+    return limit_items(kept, filters.max_items)
+
+
+def _completed(kept: list[pystac.Item], found: list[pystac.Item], area: Any) -> list[pystac.Item]:
+    """Return items of a static layer, and of its coarser editions those that show more land."""
+    kept = list(kept)
+    ranked = sorted(found, key=lambda item: rank(item.collection_id))
+    for _, edition in groupby(ranked, key=lambda item: rank(item.collection_id)):
+        items = list(edition)
+        if not kept:
+            kept = items
+        elif _edition_of(items[0]) == _edition_of(kept[0]):
+            # Measured before any is added: tiles of one edition overlap each other by a pixel.
+            before = list(kept)
+            kept += [item for item in items if not _covers(before, item_shape(item), area)]
+    return kept
+
+
+def _edition_of(item: pystac.Item) -> str:
+    """Return the name of a collection without its resolution: cop-dem-glo of cop-dem-glo-30."""
+    row = find_row(item.collection_id, item)
+    name = (item.collection_id or "") if row is None else row.collection
+    return re.sub(r"[-_]?\d+m?$", "", name.lower())
+
+
+def _covers(items: Sequence[pystac.Item], place: Any, area: Any = None) -> bool:
+    """Whether items lie over all of a place, as far as they tell, but for a rounded edge."""
+    shapes = [item_shape(item) for item in items]
+    if place is None or None in shapes:
+        return True
+    try:
+        wanted = place if isinstance(place, shapely.Geometry) else shapely.geometry.shape(place)
+        if area is not None:
+            wanted = wanted.intersection(shapely.geometry.shape(area))
+        missing = wanted.difference(shapely.union_all(shapes))
+    except shapely.errors.GEOSException:  # some providers' outlines cross themselves
+        return True
+    return bool(missing.area <= _EDGE_SHARE * wanted.area)
 
 
 def _preferred(items: list[pystac.Item], modality: Modality) -> list[pystac.Item]:

@@ -144,7 +144,7 @@ def test_what_is_no_transform_tells_nothing(cube, tell):
 
 def test_coarser_pixels_of_centres_fit(cube):
     given = stacked(cube, corners=False).coarsen(y=2, x=2).mean(keep_attrs=True)
-    with warns_user("Pixels of 20 m"), warnings.catch_warnings():
+    with warns_user("resolution is 20 m"), warnings.catch_warnings():
         warnings.filterwarnings("error", "The attribute transform")
         read_geobox(given)
     given = stacked(cube).coarsen(y=2, x=2).mean(keep_attrs=True)

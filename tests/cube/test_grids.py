@@ -12,6 +12,7 @@ from terramind_cube.cube.grids import (
     area_grid,
     check_grid_request,
     covering_grid,
+    describe_pixel_size,
     geographic_extent,
     local_crs,
 )
@@ -100,7 +101,7 @@ def test_grids_of_overlapping_areas_share_pixels(east, north, width, height):
     np.testing.assert_array_equal(shift, np.rint(shift))
 
 
-def test_items_of_one_zone_keep_it_and_mixed_ones_share_that_of_their_middle():
+def test_items_of_one_zone_keep_it():
     tile = GeoBox((10980, 10980), Affine(10, 0, 600000, 0, -10, 5300040), "EPSG:32632")
     other = GeoBox((10980, 10980), Affine(10, 0, 300000, 0, -10, 5300040), "EPSG:32633")
     alone = covering_grid(request(), [tile])
@@ -108,13 +109,48 @@ def test_items_of_one_zone_keep_it_and_mixed_ones_share_that_of_their_middle():
     # 600000 and 5300040 do not lie on the lattice of 160 m: snapped outwards.
     assert alone.boundingbox.left <= 600000 < alone.boundingbox.left + 160
     assert alone.boundingbox.top - 160 < 5300040 <= alone.boundingbox.top
-    both = covering_grid(request(), [tile, other, other])
-    assert both.crs.epsg in {32632, 32633}
+    # A zone between items of several ones would be theirs only by chance, and mostly empty.
+    far = GeoBox((10980, 10980), Affine(10, 0, 300000, 0, -10, 5300040), "EPSG:32623")
+    for mixed in ([tile, other], [tile, far, tile]):
+        with pytest.raises(ValueError, match=r"several zones \(EPSG:32\d+, EPSG:32\d+\).*bbox"):
+            covering_grid(request(), mixed)
+    both = covering_grid(request(crs="EPSG:32632"), [tile, other])
+    assert both.crs.epsg == 32632
     assert both.shape.x > 13_000
     degrees = GeoBox((3600, 3600), Affine(1 / 3600, 0, 9, 0, -1 / 3600, 49), "EPSG:4326")
     assert covering_grid(request(), [degrees]).crs.epsg == 32632
     geometry = mapping(box(9, 48, 9.1, 48.1))
     assert covering_grid(request(), [geometry]).crs.epsg == 32632
+
+
+@pytest.mark.parametrize(
+    ("crs", "left", "top", "step", "size_m"),
+    [
+        # Web Mercator is stretched by 1 / cos(latitude): 10 at 47 N are 6.8 m.
+        ("EPSG:3857", 1_224_500, 5_942_000, 10, "6.82"),
+        ("EPSG:2263", 985_000, 210_000, 10, "3.05"),  # New York, US survey feet
+        ("EPSG:32632", 600_000, 5_200_000, 60, "60"),
+    ],
+)
+def test_pixels_are_measured_on_the_ground(crs, left, top, step, size_m):
+    grid = GeoBox((64, 64), Affine(step, 0, left, 0, -step, top), crs)
+    said = describe_pixel_size(grid)
+    assert said.startswith(f"The resolution is {size_m} m on the ground")
+    assert (crs in said) == (crs != "EPSG:32632")
+
+
+@pytest.mark.parametrize(
+    ("crs", "left", "top", "step"),
+    [
+        ("EPSG:32632", 166_020, 5_300_000, 10),  # 4.5 degrees from the middle of the zone
+        ("EPSG:3857", 1_224_500, 5_942_000, 14.66),
+        ("EPSG:2263", 985_000, 210_000, 32.808),
+        ("EPSG:32661", 2_000_000, 1_400_000, 10),
+    ],
+)
+def test_pixels_near_ten_metres_on_the_ground_are_right(crs, left, top, step):
+    grid = GeoBox((64, 64), Affine(step, 0, left, 0, -step, top), crs)
+    assert not describe_pixel_size(grid)
 
 
 @pytest.mark.parametrize("resolution", [1e-4, 0.00009, 8.983e-5])

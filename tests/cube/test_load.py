@@ -209,6 +209,43 @@ def test_annual_classes_are_matched_by_year_and_translated(tmp_path):
     np.testing.assert_array_equal(cube["LULC"].values[0, 0, :10], [r.value for r in LULC_CLASSES])
     assert cube["LULC"].values[1, 0, 1] == 2
     assert not cube["LULC"].values[2].any()
+    with warns_user("LULC is a map of another year: 2024 from 2023"):
+        nearest = load_cube(items, modalities=["S2L2A", "LULC"], lulc_year="nearest")
+    assert nearest["LULC"].values[:, 0, 1].tolist() == [1, 2, 2]
+    with warns_user("2023 from 2022, 2024 from 2022"):
+        fixed = load_cube(items, modalities=["S2L2A", "LULC"], lulc_year=2022)
+    assert fixed["LULC"].values[:, 0, 1].tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match=r"No LULC item"):
+        load_cube(items, modalities=["S2L2A", "LULC"], lulc_year=2015)
+    for bad in ("last", 20, True, 2023.5):
+        with pytest.raises(ValueError, match="lulc_year is a year"):
+            load_cube(items, modalities=["S2L2A", "LULC"], lulc_year=bad)
+
+
+def elevation(folder, edition, metres, *, left=LEFT, width=SIZE_PX, resolution_m=10.0):
+    pixels = np.full((int(480 / resolution_m), int(width * 10 / resolution_m)), metres, "float32")
+    name = f"{edition}_{metres}"
+    path = write_tiff(folder / f"{name}.tif", pixels, left=left, resolution_m=resolution_m)
+    # The coarser edition is older and its id comes first.
+    return make_item(name, day(f"20{edition[-2:]}-01-01"), {"data": path}, collection=edition)
+
+
+def test_static_layer_is_completed_by_a_coarser_edition(tmp_path):
+    fine = elevation(tmp_path, "cop-dem-glo-30", 30, width=SIZE_PX // 2)
+    coarse = elevation(tmp_path, "cop-dem-glo-90", 90, resolution_m=20.0)
+    for items in ([fine, coarse], [coarse, fine]):
+        heights = load_cube(items, geobox=grid(), modalities=["DEM"])["DEM"].values
+        assert (heights[:, : SIZE_PX // 2 - 1] == 30).all()
+        assert (heights[:, SIZE_PX // 2 + 2 :] == 90).all()
+        assert not np.isnan(heights).any()
+    # Where the fine one is whole, the other is not read, nor is one of another source.
+    whole = elevation(tmp_path, "cop-dem-glo-30", 31)
+    assert (load_cube([coarse, whole], geobox=grid(), modalities=["DEM"])["DEM"] == 31).all()
+    other = elevation(tmp_path, "nasadem-90", 7, resolution_m=20.0)
+    with warns_user("DEM covers 50% of the area"):
+        cube = load_cube([fine, other, s2_item(tmp_path, "s", day("2024-05-01"))], geobox=grid(),
+                         modalities=["DEM", "S2L2A"])  # fmt: skip
+    assert np.isnan(cube["DEM"].values).mean() == 0.5
 
 
 def test_static_layer_is_found_at_any_time_and_alone_has_no_time(tmp_path):

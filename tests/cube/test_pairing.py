@@ -140,6 +140,11 @@ def test_years_pair_within_themselves_only():
     candidates = [TimeStep(datetime(year, 1, 1, tzinfo=UTC), ()) for year in (2022, 2024)]
     times = [datetime(2024, 12, 31, tzinfo=UTC), datetime(2023, 1, 1, tzinfo=UTC)]
     assert pair_years(times, candidates) == [1, None]
+    # A year that is asked for serves every date; of two equally near ones the earlier does.
+    assert pair_years(times, candidates, 2022) == [0, 0]
+    assert pair_years(times, candidates, 2021) == [None, None]
+    assert pair_years(times, candidates, "nearest") == [1, 0]
+    assert pair_years(times, [], "nearest") == [None, None]
 
 
 def test_tolerance_is_a_duration():

@@ -89,3 +89,32 @@ def test_other_days_satellites_and_unknown_items_stay():
 def test_acquisition_is_read_in_every_spelling(found, tile, datatake):
     shown = acquisition(found.item)
     assert (shown.tile, shown.datatake) == (tile, datatake)
+
+
+def slice_of(item_id, created, *, west=11.0, when=datetime(2023, 6, 1, 5, 29, 14, tzinfo=UTC)):
+    fields = {"platform": "sentinel-1a", "created": created}
+    bbox = [west, 46.0, west + 3, 48.0]
+    item = pystac.Item(item_id, None, bbox, when, fields, collection="sentinel-1-rtc")
+    return ItemBands(item, MODALITIES["S1RTC"], ())
+
+
+def test_of_a_radar_slice_the_newest_processing_is_read():
+    """Whatever the ids are in order of the alphabet."""
+    name = "S1A_IW_GRDH_1SDV_20230601T052914_20230601T052939_048788_05DE08_rtc"
+    following = slice_of(
+        name.replace("052914", "052939"), "2023-06-02", when=datetime(2023, 6, 1, 5, 29, 39, tzinfo=UTC)
+    )  # fmt: skip
+    for old_id, new_id in ((name, f"{name}_v2"), (f"{name}_v2", name), ("b", "a")):
+        old, new = slice_of(old_id, "2023-06-02"), slice_of(new_id, "2024-01-09")
+        for order in permutations([old, new, following]):
+            kept = newest_processing(order)
+            assert ids(kept) == [i for i in ids(order) if i != old_id]
+
+
+def test_tiles_of_one_radar_slice_are_all_read():
+    tiles = [slice_of(f"S1A_20230601T052914_tile{n}", "2024", west=8.0 + 3 * n) for n in range(3)]
+    assert newest_processing(tiles) == tiles
+    bare = ItemBands(
+        pystac.Item("bare", None, None, datetime(2023, 6, 1), {}), MODALITIES["S1RTC"], ()
+    )
+    assert newest_processing([bare, bare]) == [bare, bare]

@@ -180,3 +180,45 @@ def test_local_hrefs_are_paths_and_remote_ones_stay(tmp_path):
     item.assets["vv"].href, item.assets["vh"].href = "./vv.tif", "/data/vh.tif"
     hrefs = [band.href for band in locate_bands(item, MODALITIES["S1RTC"]).bands]
     assert hrefs == ["https://example.org/items/vv.tif", "/data/vh.tif"]
+
+
+ZARR = "application/vnd+zarr; version=2"
+
+
+def test_assets_that_are_zarr_are_named_so():
+    bands = {"SR_10m": ("B02", "B03", "B04", "B08"), "SR_20m": ("B05", "B06", "B07", "B8A")}
+    groups = {
+        key: {"type": ZARR, "href": f"https://x.org/y.zarr/{key}", "bands": [{"name": n} for n in names]}
+        for key, names in bands.items()
+    }  # fmt: skip
+    named = {band: {"type": ZARR, "href": f"https://x.org/y.zarr/{band}"} for band in S2.bands}
+    untyped = {band: {"type": None, "href": f"https://x.org/y.zarr/{band}"} for band in S2.bands}
+    for collection in ("sentinel-2-l2a", "my-scenes"):
+        for assets in (groups, named, untyped):
+            with pytest.raises(ValueError, match=r"lacks B.* are Zarr.*Cloud-Optimized GeoTIFF"):
+                locate_bands(make_item(collection, assets), S2)
+    # Beside rasters they are left alone.
+    both = {f"zarr_{band}": fields for band, fields in named.items()}
+    rasters = {band: {} for band in S2.bands}
+    assert keys(make_item("sentinel-2-l2a", both | rasters)) == [(b, 1) for b in S2.bands]
+    scene_classes = {"SCL": {"type": ZARR, "href": "https://x.org/y.zarr/SCL"}}
+    found = locate_bands(make_item("sentinel-2-l2a", rasters | scene_classes), S2)
+    assert found.scene_classes is None
+
+
+def test_digital_earth_australia_names_the_band_that_it_lacks():
+    """ga_s2am_ard_3 has no water vapour band: the others are read where they are asked for."""
+    names = {
+        "coastal_aerosol": "B01", "blue": "B02", "green": "B03", "red": "B04", "red_edge_1": "B05",
+        "red_edge_2": "B06", "red_edge_3": "B07", "nir_1": "B08", "nir_2": "B8A", "swir_2": "B11",
+        "swir_3": "B12",
+    }  # fmt: skip
+    item = make_item(
+        "ga_s2am_ard_3", {f"nbart_{key}": {} for key in names}, {"platform": "sentinel-2a"}
+    )
+    with pytest.raises(ValueError, match=r"lacks B09 of S2L2A.*bands=\{'S2L2A': \['B01'"):
+        locate_bands(item, S2)
+    found = locate_bands(item, S2, list(names.values()))
+    assert [place.asset for place in found.bands] == [
+        f"nbart_{key}" for key in sorted(names, key=lambda key: S2.bands.index(names[key]))
+    ]
