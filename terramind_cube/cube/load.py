@@ -12,6 +12,7 @@ from odc.geo.xr import xr_coords
 
 from terramind_cube.cube.assets import Reading, ReadOptions
 from terramind_cube.cube.chunking import ChunkedGrid
+from terramind_cube.cube.encodings import encode_times
 from terramind_cube.cube.failures import ReadFailures
 from terramind_cube.cube.grids import (
     GridRequest,
@@ -293,4 +294,4 @@ def _assemble(
             coord.encoding["chunks"] = (length,)
     ordered = [row.name for row in request.asked]
     names = sorted(variables, key=[*ordered, *_BESIDE].index)
-    return xr.Dataset({name: variables[name] for name in names}, coords=coords)
+    return encode_times(xr.Dataset({name: variables[name] for name in names}, coords=coords))

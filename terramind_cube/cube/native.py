@@ -13,6 +13,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
 from terramind_cube.cube.chunking import ChunkedGrid
+from terramind_cube.cube.encodings import encode_times
 from terramind_cube.cube.grids import (
     boundary,
     crs_of,
@@ -217,7 +218,7 @@ class _GroupBuilder:
             )
         if self.modality.temporal != "static":
             every["time"] = xr.DataArray(stamps([step.time for step in self.steps]), dims="time")
-        return xr.Dataset({**own, **variables}, coords=every)
+        return encode_times(xr.Dataset({**own, **variables}, coords=every))
 
     def _derived(
         self, grid: GeoBox, names: Sequence[str], needed: Sequence[str]

@@ -16,6 +16,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
 from terramind_cube.cube.chunking import ChunkedGrid
+from terramind_cube.cube.encodings import encode_times
 from terramind_cube.cube.grids import (
     RESOLUTION_M,
     RESOLUTION_RANGE_M,
@@ -143,7 +144,7 @@ def tree_to_cube(tree: xr.DataTree, pair_within: str | timedelta = "7D") -> xr.D
                 coords |= band_labels(MODALITIES[variable], labels)
     if MODALITIES[order[0]].temporal != "static":
         coords["time"] = xr.DataArray(stamps(times), dims="time")
-    return xr.Dataset(variables, coords=coords, attrs=dict(tree.attrs))
+    return encode_times(xr.Dataset(variables, coords=coords, attrs=dict(tree.attrs)))
 
 
 def _find_sensors(tree: xr.DataTree) -> dict[str, list[_Group]]:

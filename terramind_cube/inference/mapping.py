@@ -20,6 +20,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import DataNode, List, Task, TaskRef
 from odc.geo.xr import xr_coords
 
+from terramind_cube.cube.encodings import encode_times, fill_encoding
 from terramind_cube.cube.inspection import blank_impossible, look_at, tell_once
 from terramind_cube.cube.plausibility import list_scenes
 from terramind_cube.grid import Region, regions
@@ -415,6 +416,8 @@ def _described(result: xr.Dataset, layout: CubeLayout, plan: TilePlan) -> xr.Dat
         result.attrs["read_failures"] = layout.read_failures
     for row in plan.variables():
         result[row.name].attrs = {**row.attrs, **provenance}
+        encoding = result[row.name].encoding
+        encoding.update(fill_encoding(np.dtype(row.dtype), row.attrs.get("nodata")))
         if row.lattice == "pixels":
-            result[row.name].encoding["grid_mapping"] = "spatial_ref"
-    return result
+            encoding["grid_mapping"] = "spatial_ref"
+    return encode_times(result)

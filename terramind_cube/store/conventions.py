@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import odc.geo.xr  # noqa: F401  (registers the .odc accessor)
 import xarray as xr
 from odc.geo.geobox import GeoBox
+
+from terramind_cube.cube.encodings import fill_encoding, time_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -52,7 +53,6 @@ _ZARR_CONVENTIONS = tuple(
 _CHUNK_KEYS = {"name": "v2", "configuration": {"separator": "/"}}
 _NUMERIC = "biuf"
 _TEXT = "T"  # numpy.dtypes.StringDType
-_NAT = np.iinfo(np.int64).min
 
 
 def find_geobox(result: xr.Dataset) -> GeoBox:
@@ -191,28 +191,13 @@ def _prepare_coordinate(result: xr.Dataset, name: Hashable, geobox: GeoBox) -> x
         attrs.update(standard_name=f"projection_{name}_coordinate", axis=str(name).upper())
         encoding["_FillValue"] = None
     elif variable.dtype.kind == "M":
-        encoding.update(_encode_time(variable.values))
+        encoding.update(time_encoding(is_index=name in result.dims))
         for key in ("units", "calendar"):
             attrs.pop(key, None)
     elif variable.dtype.kind == "U":
         # Fixed-length text has no Zarr 3 specification; variable-length text has one.
         variable = variable.astype(object)
     return xr.Variable(variable.dims, variable.data, attrs, encoding)
-
-
-def _encode_time(values: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Return the coarsest of second and nanosecond that keeps every instant."""
-    missing = np.isnat(values)
-    stamps = values[~missing].astype("datetime64[ns]").astype(np.int64)
-    unit = "nanoseconds" if (stamps % 1_000_000_000).any() else "seconds"
-    encoding: dict[str, Any] = {
-        "units": f"{unit} since 1970-01-01",
-        "calendar": "proleptic_gregorian",
-        "dtype": "int64",
-    }
-    if missing.any():
-        encoding.update(_FillValue=_NAT, fill_value=_NAT)
-    return encoding
 
 
 def _prepare_variable(
@@ -229,12 +214,7 @@ def _prepare_variable(
         if key not in ("grid_mapping", "coordinates", "_FillValue")
     }
     encoding: dict[str, Any] = {"chunk_key_encoding": _CHUNK_KEYS, "chunks": _chunk_shape(array)}
-    if array.dtype.kind == "f":
-        encoding.update(_FillValue=np.nan, fill_value=np.nan)
-    elif array.dtype.kind == _TEXT:
-        encoding.update(fill_value="")
-    elif array.dtype.kind != "b":
-        encoding.update(fill_value=int(attrs.get("nodata", 0)))
+    encoding.update(fill_encoding(array.dtype, attrs.get("nodata")))
     if {"y", "x"} <= set(array.dims):
         encoding["grid_mapping"] = GRID_MAPPING
         attrs.update(georeference)

@@ -97,7 +97,7 @@ def test_instants_and_missing_instants_come_back_to_the_nanosecond(tmp_path):
     np.testing.assert_array_equal(stored.time.values, TIMES)
     np.testing.assert_array_equal(stored.S1RTC_time.values, radar)
     assert stored.time.encoding["units"] == "nanoseconds since 1970-01-01"
-    assert stored.S1RTC_time.encoding["units"] == "seconds since 1970-01-01"
+    assert stored.S1RTC_time.encoding["units"] == "nanoseconds since 1970-01-01"
     assert stored.time.dtype == stored.S1RTC_time.dtype == "M8[ns]"
 
 
