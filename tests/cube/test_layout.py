@@ -142,7 +142,7 @@ def test_a_resolution_far_from_ten_metres_warns(resolution, warns):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         read_layout(cube)
-    assert any("trained on 10 m" in str(w.message) for w in caught) == warns
+    assert any("trained at 10 m" in str(w.message) for w in caught) == warns
 
 
 COMMON_NAMES = {
