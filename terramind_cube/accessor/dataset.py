@@ -16,15 +16,13 @@ from terramind_cube.accessor.features import FeatureView
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
-    from typing import TypeAlias, Unpack
+    from typing import Unpack
 
-    from terramind_cube.inference.settings import GenerateSettings
+    from terramind_cube.inference.settings import GenerateSettings, TokenizerWeights, Weights
     from terramind_cube.model.diffusion import Sampler
     from terramind_cube.model.loading import Precision
     from terramind_cube.model.tokenizers import Clamp
     from terramind_cube.store.ledger import Receipt
-
-    Weights: TypeAlias = str | PathLike[str]
 
 __all__ = ["TerraMindAccessor"]
 
@@ -47,7 +45,7 @@ class TerraMindAccessor(FeatureView):
         inputs: Sequence[str] | Mapping[str, str] | None = None,
         model: str = "terramind_nano",
         weights: Weights | None = None,
-        tokenizer_weights: Mapping[str, Weights] | None = None,
+        tokenizer_weights: TokenizerWeights | None = None,
         vocabularies: Mapping[str, Weights] | None = None,
         seed: int = 0,
         n_samples: int = 1,
@@ -93,8 +91,11 @@ class TerraMindAccessor(FeatureView):
             See `terramind_cube.load_model`.
         weights : path or "pretrained", optional
             The model's weights; None gives fixed, untrained ones.
-        tokenizer_weights : mapping of str to path or "pretrained", optional
-            Weights of the tokenizers of outputs and of inputs that are seen as tokens.
+        tokenizer_weights : "pretrained", "untrained", or mapping of str to path, optional
+            Weights of the tokenizers of outputs and of inputs that are seen as tokens: the released
+            ones for all of them, or a path (or one of the words) for each. With
+            ``weights="pretrained"`` they are the released ones by default; beside other weights an
+            untrained tokenizer must be asked for, since it decodes by random numbers.
         vocabularies : mapping of str to path, optional
             Vocabulary files of ``"Coordinates"`` (by default a bundled one) and ``"Captions"``.
         seed : int

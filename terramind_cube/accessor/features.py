@@ -8,17 +8,14 @@ from terramind_cube.accessor.view import CubeView
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from os import PathLike
-    from typing import TypeAlias
 
     import xarray as xr
 
+    from terramind_cube.inference.settings import TokenizerWeights, Weights
     from terramind_cube.modalities import Statistics
     from terramind_cube.model.diffusion import Sampler
     from terramind_cube.model.loading import Precision
     from terramind_cube.model.tokenizers import Clamp
-
-    Weights: TypeAlias = str | PathLike[str]
 
 __all__ = ["FeatureView"]
 
@@ -32,7 +29,7 @@ class FeatureView(CubeView):
         inputs: Sequence[str] | Mapping[str, str] | None = None,
         model: str = "terramind_nano",
         weights: Weights | None = None,
-        tokenizer_weights: Mapping[str, Weights] | None = None,
+        tokenizer_weights: TokenizerWeights | None = None,
         vocabularies: Mapping[str, Weights] | None = None,
         layers: Sequence[int] | Literal["all"] | None = None,
         merge: Literal["mean", "max", "concat"] | None = "mean",
@@ -137,7 +134,7 @@ class FeatureView(CubeView):
         *,
         model: str = "terramind_nano",
         weights: Weights | None = None,
-        tokenizer_weights: Mapping[str, Weights] | None = None,
+        tokenizer_weights: TokenizerWeights | None = None,
         chunks: int | Mapping[str, int] | None = None,
         precision: Precision = "float32",
         device: str | None = None,
@@ -177,7 +174,7 @@ class FeatureView(CubeView):
         *,
         model: str = "terramind_nano",
         weights: Weights | None = None,
-        tokenizer_weights: Mapping[str, Weights] | None = None,
+        tokenizer_weights: TokenizerWeights | None = None,
         seed: int = 0,
         steps: int = 10,
         sampler: Sampler = "dpm++",

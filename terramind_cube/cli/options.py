@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
@@ -13,6 +13,7 @@ from terramind_cube.modalities import MODALITIES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from terramind_cube.inference.settings import TokenizerWeights
 
 __all__ = [
     "AreaCommand",
@@ -52,7 +53,7 @@ __all__ = [
     "Weights",
     "parse_bbox",
     "parse_orbit",
-    "parse_pairs",
+    "parse_tokenizers",
 ]
 
 
@@ -136,7 +137,13 @@ Weights = Annotated[
     str | None, _option('"pretrained" or a path; untrained by default.', _MODEL, "PATH")
 ]
 TokenizerWeights = Annotated[
-    list[str] | None, _option("Tokenizer of an output; may be repeated.", _MODEL, "M=PATH")
+    list[str] | None,
+    _option(
+        "Tokenizer of an output, M=PATH, may be repeated; or pretrained or untrained for all of "
+        "them. With pretrained --weights pretrained by default.",
+        _MODEL,
+        "M=PATH",
+    ),
 ]
 Seed = Annotated[int, _option("Of the random numbers.", _MODEL, "N")]
 Temperature = Annotated[float, _option("0 takes the most probable token.", _MODEL)]
@@ -191,12 +198,17 @@ def parse_orbit(text: str | None) -> str | int | None:
     return int(text) if text is not None and text.isdecimal() else text
 
 
-def parse_pairs(pairs: Sequence[str] | None) -> dict[str, str] | None:
-    """Read ``M=PATH`` pairs."""
+def parse_tokenizers(texts: Sequence[str] | None) -> TokenizerWeights | None:
+    """Read ``M=PATH`` pairs, or one word for all tokenizers."""
+    if texts and len(texts) == 1 and texts[0] in ("pretrained", "untrained"):
+        return cast("TokenizerWeights", texts[0])
     found = {}
-    for pair in pairs or ():
-        name, equals, path = pair.partition("=")
+    for text in texts or ():
+        name, equals, path = text.partition("=")
         if not (name and equals and path):
-            raise ValueError(f"--tokenizer-weights takes M=PATH, such as LULC=l.pt, got {pair!r}.")
+            raise ValueError(
+                "--tokenizer-weights takes M=PATH, such as LULC=l.pt, or one word for all, "
+                f"pretrained or untrained, got {text!r}."
+            )
         found[name] = path
     return found or None

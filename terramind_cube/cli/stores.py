@@ -67,7 +67,7 @@ def generate(  # noqa: PLR0913  # the public surface
     Without --bbox and --datetime it takes everything that the catalog holds.
     """
     begin = time.perf_counter()
-    area, tokenizers = options.parse_bbox(bbox), options.parse_pairs(tokenizer_weights)
+    area, tokenizers = options.parse_bbox(bbox), options.parse_tokenizers(tokenizer_weights)
     if os.path.lexists(out) and not resume:
         raise FileExistsError(
             f"{out} exists already: pass --resume to go on with it, or choose another --out."

@@ -6,6 +6,7 @@ The names here are what the accessor and the command line put a request together
 from __future__ import annotations
 
 from terramind_cube.cube.layout import read_layout
+from terramind_cube.inference.choice import WeightsChoice
 from terramind_cube.inference.features import (
     EMBEDDING,
     EmbedOptions,
@@ -16,7 +17,7 @@ from terramind_cube.inference.features import (
 from terramind_cube.inference.generate import Diffusion, Options, plan_generation
 from terramind_cube.inference.mapping import generated_regions, map_plan, read_fingerprint
 from terramind_cube.inference.plan import check_chunk, check_outputs
-from terramind_cube.inference.runtime import Compute, WeightsChoice
+from terramind_cube.inference.runtime import Compute
 from terramind_cube.inference.sequences import read_inputs
 from terramind_cube.inference.variables import Ensemble
 from terramind_cube.model.decoding import Decoding

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from terramind_cube.inference.choice import Needs, WeightsChoice, choose_model
 from terramind_cube.inference.collect import FirstCells, raster_collector
 from terramind_cube.inference.generate import (
     Diffusion,
@@ -19,13 +20,6 @@ from terramind_cube.inference.plan import (
     check_outputs,
     plan_inputs,
     read_as_tokens,
-)
-from terramind_cube.inference.runtime import (
-    Compute,
-    ModelSpec,
-    Needs,
-    WeightsChoice,
-    choose_model,
 )
 from terramind_cube.inference.sample import decode_image, image_noise
 from terramind_cube.inference.sequences import SequenceInputs, split_sequences
@@ -46,7 +40,7 @@ if TYPE_CHECKING:
     from terramind_cube.grid import Region
     from terramind_cube.inference.collect import Collector
     from terramind_cube.inference.plan import Batch, TileValues
-    from terramind_cube.inference.runtime import LoadedModel
+    from terramind_cube.inference.runtime import Compute, LoadedModel, ModelSpec
     from terramind_cube.inference.sources import Form, InputLayer
     from terramind_cube.model.variants import ModelDescription
 

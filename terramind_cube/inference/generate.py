@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from terramind_cube.inference.choice import Needs, WeightsChoice, choose_model
 from terramind_cube.inference.collect import CellMean, TileTable, raster_collector
 from terramind_cube.inference.plan import Cut, TilePlan, check_outputs, plan_inputs, read_as_tokens
-from terramind_cube.inference.runtime import Compute, Needs, WeightsChoice, choose_model
 from terramind_cube.inference.sample import Sample
 from terramind_cube.inference.sequences import SequenceInputs, split_sequences
 from terramind_cube.inference.trial import with_batch
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from terramind_cube.grid import Region
     from terramind_cube.inference.collect import Collector
     from terramind_cube.inference.plan import Batch, TileValues
-    from terramind_cube.inference.runtime import LoadedModel
+    from terramind_cube.inference.runtime import Compute, LoadedModel
     from terramind_cube.inference.sources import Form
     from terramind_cube.inference.variables import OutputVariable
     from terramind_cube.model.tokenizers import Clamp

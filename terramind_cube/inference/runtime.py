@@ -16,13 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from terramind_cube.modalities import MODALITIES, V1_STATISTICS
 from terramind_cube.model.loading import (
     Precision,
     choose_dtype,
     extend_model,
-    inspect_model_weights,
-    inspect_tokenizer_weights,
     load_model,
     load_tokenizer,
 )
@@ -31,18 +28,10 @@ from terramind_cube.model.text import (
     CoordinateVocabulary,
     load_coordinate_vocabulary,
 )
-from terramind_cube.model.variants import (
-    MODELS,
-    ModelDescription,
-    TokenizerDescription,
-    describe_model,
-    describe_tokenizer,
-)
-from terramind_cube.model.weights import file_sha256, resolve_weights
+from terramind_cube.model.weights import file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from os import PathLike
 
     from terramind_cube.modalities import Statistics
     from terramind_cube.model.tokenizers import Tokenizer
@@ -52,11 +41,9 @@ __all__ = [
     "Compute",
     "LoadedModel",
     "ModelSpec",
-    "Needs",
-    "WeightsChoice",
     "WeightsFile",
     "acquire",
-    "choose_model",
+    "load_vocabulary",
     "release_gpus",
 ]
 
@@ -189,167 +176,6 @@ class LoadedModel:
         return self.network
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a run needs besides the transformer.
-
-    Attributes
-    ----------
-    decoded, encoded : tuple of str
-        Modalities whose tokenizers decode and encode.
-    sequences : tuple of str
-        Sequences that are read or generated.
-    transformer : bool
-        Whether the transformer itself is needed.
-    """
-
-    decoded: tuple[str, ...] = ()
-    encoded: tuple[str, ...] = ()
-    sequences: tuple[str, ...] = ()
-    transformer: bool = True
-
-
-@dataclass(frozen=True)
-class WeightsChoice:
-    """A user's weights: paths or "pretrained", None for untrained ones."""
-
-    name: str
-    weights: str | PathLike[str] | None = None
-    tokenizers: Mapping[str, str | PathLike[str]] | None = None
-    vocabularies: Mapping[str, str | PathLike[str]] | None = None
-    extensions: tuple[tuple[str, Statistics], ...] = ()
-
-
-def choose_model(
-    choice: WeightsChoice, needs: Needs, compute: Compute
-) -> tuple[ModelSpec, ModelDescription]:
-    """Check a user's choice of weights against the files' headers, without loading them.
-
-    Parameters
-    ----------
-    choice : WeightsChoice
-    needs : Needs
-    compute : Compute
-
-    Returns
-    -------
-    spec : ModelSpec
-    description : ModelDescription
-
-    Raises
-    ------
-    ValueError, FileNotFoundError, WeightsError
-        If a name is unknown, a file is absent, damaged or of another model, an output cannot be
-        generated, a tokenizer speaks other tokens than the model, or a vocabulary is missing.
-    """
-    name = choice.name
-    description = describe_model(name)
-    file = WeightsFile()
-    if choice.weights is not None:
-        path = resolve_weights(choice.weights, pretrained=MODELS[name].pretrained, name=name)
-        description = inspect_model_weights(name, path)
-        file = WeightsFile(str(path), file_sha256(path))
-    for modality, statistics in choice.extensions:
-        description = description.with_modality(modality, statistics)
-    wanted = tuple(dict.fromkeys((*needs.decoded, *needs.encoded)))
-    given = dict(choice.tokenizers or {})
-    unused = sorted(set(given) - set(wanted))
-    if unused:
-        raise ValueError(
-            f"tokenizer_weights names {', '.join(unused)}, which is no output and no input that is "
-            "read as tokens."
-        )
-    tokenizers = []
-    for modality in wanted:
-        row, tokenizer_file = _choose_tokenizer(modality, description, given.get(modality))
-        _check_tokens(description, row)
-        tokenizers.append((modality, tokenizer_file))
-    vocabularies = _choose_vocabularies(choice, needs, description)
-    weights = file if needs.transformer else None
-    family = description.tokenizers
-    spec = ModelSpec(
-        name, weights, tuple(tokenizers), vocabularies, family, compute, choice.extensions
-    )
-    return spec, description
-
-
-def _choose_tokenizer(
-    modality: str, model: ModelDescription, weights: str | PathLike[str] | None
-) -> tuple[TokenizerDescription, WeightsFile]:
-    row = describe_tokenizer(modality, model.tokenizers)
-    if weights is None:
-        return row, WeightsFile()
-    path = resolve_weights(weights, pretrained=row.pretrained, name=f"the {modality} tokenizer")
-    row = inspect_tokenizer_weights(modality, path, family=model.tokenizers)
-    return row, WeightsFile(str(path), file_sha256(path))
-
-
-def _choose_vocabularies(
-    choice: WeightsChoice, needs: Needs, description: ModelDescription
-) -> tuple[tuple[str, WeightsFile], ...]:
-    given = dict(choice.vocabularies or {})
-    unused = sorted(set(given) - set(needs.sequences))
-    if unused:
-        raise ValueError(f"vocabularies names {', '.join(unused)}, which is no input or output.")
-    chosen = []
-    for name in needs.sequences:
-        space = description.token_space(name)
-        if space is None:
-            raise ValueError(
-                f"{description.name} knows no {name}: it has no tokens of them. "
-                "Captions belong to the unreleased v0.1 model."
-            )
-        file = WeightsFile(None, "bundled")
-        if name in given:
-            path = Path(given[name]).expanduser().absolute()
-            if not path.is_file():
-                raise FileNotFoundError(f"No vocabulary of {name} at {path}.")
-            file = WeightsFile(str(path), file_sha256(path))
-        elif name == "Captions":
-            raise ValueError(
-                "Captions need a vocabulary: give vocabularies={'Captions': path} with the "
-                "WordPiece file of the model."
-            )
-        elif choice.weights == "pretrained":
-            warnings.warn(
-                f"{name}: the bundled vocabulary need not be that of the released weights; give "
-                f"vocabularies={{{name!r}: path}} with the file that was released with them.",
-                stacklevel=2,
-            )
-        _load_vocabulary(name, file).check_fits(space.vocabulary)
-        chosen.append((name, file))
-    return tuple(chosen)
-
-
-def _load_vocabulary(name: str, file: WeightsFile) -> CoordinateVocabulary | CaptionVocabulary:
-    if name == "Captions":
-        return CaptionVocabulary.from_file(file.path or "")
-    return load_coordinate_vocabulary(file.path)
-
-
-def _check_tokens(model: ModelDescription, tokenizer: TokenizerDescription) -> None:
-    space = model.token_space(tokenizer.modality)
-    if space is None:
-        known = ", ".join(row.modality for row in model.token_spaces)
-        raise ValueError(
-            f"{model.name} knows no tokens of {tokenizer.modality}; it knows those of {known}."
-        )
-    theirs = (tokenizer.vocabulary, tokenizer.patch_px)
-    ours = (space.vocabulary, model.patch_px)
-    if theirs == ours and MODALITIES[tokenizer.modality].kind == "image":
-        name = tokenizer.modality
-        if (tokenizer.statistics or V1_STATISTICS[name]) != model.statistics[name]:
-            raise ValueError(
-                f"{model.name} and the {name} tokenizer were trained with different means and "
-                "standard deviations: give weights that belong together."
-            )
-    if theirs != ours:
-        raise ValueError(
-            f"{model.name} and the {tokenizer.modality} tokenizer speak different tokens: "
-            f"vocabulary and patch are {ours} and {theirs}."
-        )
-
-
 # Parts in memory, by what they are: runs with the same model or tokenizer share them.
 _parts: dict[tuple[object, ...], Any] = {}
 _loading = threading.Lock()
@@ -384,6 +210,19 @@ def release_gpus() -> None:
         for key in [key for key in _parts if str(key[4]).startswith("cuda")]:
             del _parts[key]
     torch.cuda.empty_cache()
+
+
+def load_vocabulary(name: str, file: WeightsFile) -> CoordinateVocabulary | CaptionVocabulary:
+    """Load the vocabulary of a sequence; without a path the bundled one.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If the file is absent or no vocabulary.
+    """
+    if name == "Captions":
+        return CaptionVocabulary.from_file(file.path or "")
+    return load_coordinate_vocabulary(file.path)
 
 
 def _load_extended(spec: ModelSpec, file: WeightsFile) -> TerraMind:
@@ -429,7 +268,7 @@ def _assemble(spec: ModelSpec) -> LoadedModel:
         for name, file in spec.tokenizers
     }
     vocabularies = {
-        name: part("vocabulary", name, file, partial(_load_vocabulary, name, file))
+        name: part("vocabulary", name, file, partial(load_vocabulary, name, file))
         for name, file in spec.vocabularies
     }
     return LoadedModel(network, tokenizers, vocabularies, torch.device(device))

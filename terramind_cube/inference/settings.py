@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
+    from typing import TypeAlias
 
     from terramind_cube.model.diffusion import Sampler
     from terramind_cube.model.loading import Precision
     from terramind_cube.model.tokenizers import Clamp
 
-    Weights = str | PathLike[str]
+    Weights: TypeAlias = str | PathLike[str]
+    TokenizerWeights: TypeAlias = Literal["pretrained", "untrained"] | Mapping[str, Weights]
 
 __all__ = ["GenerateSettings"]
 
@@ -23,7 +25,7 @@ class GenerateSettings(TypedDict, total=False):
     inputs: Sequence[str] | Mapping[str, str] | None
     model: str
     weights: Weights | None
-    tokenizer_weights: Mapping[str, Weights] | None
+    tokenizer_weights: TokenizerWeights | None
     vocabularies: Mapping[str, Weights] | None
     seed: int
     n_samples: int

@@ -15,8 +15,9 @@ from odc.geo.xr import xr_coords
 from terramind_cube import kernels
 from terramind_cube.cube.inspection import blank_impossible, look_at
 from terramind_cube.cube.plausibility import Scene
+from terramind_cube.inference.choice import Needs, choose_model
 from terramind_cube.inference.plan import plan_inputs
-from terramind_cube.inference.runtime import Compute, Needs, choose_model
+from terramind_cube.inference.runtime import Compute
 from terramind_cube.kernels.rules import PIXEL_DTYPES
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from terramind_cube.cube.layers import Layer
     from terramind_cube.cube.layout import CubeLayout
-    from terramind_cube.inference.runtime import WeightsChoice
+    from terramind_cube.inference.choice import WeightsChoice
     from terramind_cube.inference.sources import InputLayer
 
 __all__ = ["check_standardized", "standardize_layers"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 import xarray as xr
 from device_array import Elsewhere
-from small import make_cube
+from small import make_cube, tokenizers
 
 from terramind_cube.accessor import TerraMindAccessor
 from terramind_cube.inference import plan as plan_module
@@ -40,7 +40,8 @@ def cube():
 @pytest.mark.parametrize("side", [64, 1000])
 def test_chunks_on_a_device_give_the_same_bytes(small_weights, cube, side, monkeypatch):
     monkeypatch.setattr(plan_module, "GROUP_PX", 96)
-    settings = {"overlap": 16, "threads": 1, **small_weights}
+    weights = tokenizers(small_weights["weights"].parent, "LULC", "S1RTC")
+    settings = {"overlap": 16, "threads": 1, **small_weights, "tokenizer_weights": weights}
     outputs = ["LULC", "S1RTC"]
     expected = TerraMindAccessor(cube).generate(outputs, **settings).compute()
     found = TerraMindAccessor(elsewhere(cube, side)).generate(outputs, **settings).compute()

@@ -12,8 +12,9 @@ from small import MODEL, TILE_PX, make_cube, tokenizers
 from terramind_cube.cube.layout import read_layout
 from terramind_cube.grid import Region
 from terramind_cube.inference import features, generate, runtime, trial
+from terramind_cube.inference.choice import WeightsChoice
 from terramind_cube.inference.execution import run_group
-from terramind_cube.inference.runtime import Compute, WeightsChoice
+from terramind_cube.inference.runtime import Compute
 from terramind_cube.inference.variables import Ensemble
 
 OOM = torch.OutOfMemoryError
