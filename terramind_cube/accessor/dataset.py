@@ -6,7 +6,6 @@ imported by the methods, so that `import terramind_cube` costs little more than 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
@@ -16,6 +15,7 @@ from terramind_cube.accessor.features import FeatureView
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
+    from pathlib import Path
     from typing import Unpack
 
     from terramind_cube.inference.settings import GenerateSettings, TokenizerWeights, Weights
@@ -208,8 +208,8 @@ class TerraMindAccessor(FeatureView):
         path: str | PathLike[str],
         outputs: Sequence[str],
         *,
-        resume: bool = False,
-        progress: Callable[[int, int, Receipt], None] | None = None,
+        resume: bool | Literal["same-pixels"] = False,
+        progress: bool | Literal["auto"] | Callable[[int, int, Receipt], None] | None = "auto",
         **settings: Unpack[GenerateSettings],
     ) -> Path:
         """Generate modalities straight into a Zarr store, group by group, in bounded memory.
@@ -217,13 +217,16 @@ class TerraMindAccessor(FeatureView):
         Parameters
         ----------
         path : path
-            Of the new store.
+            Of the new store: a local one, or a ``file://`` URL.
         outputs : sequence of str
             Modalities to generate.
-        resume : bool
-            Go on with an unfinished store of the same request; start anew where there is none.
-        progress : callable, optional
-            Called as ``progress(done, total, receipt)`` after each group.
+        resume : bool or "same-pixels"
+            Go on with an unfinished store of the same request; start anew where there is none. The
+            pixels of the inputs are known by their dask names, or in memory by their content; with
+            "same-pixels" you vouch for them, as for a cube in other chunks.
+        progress : bool, "auto" or callable, optional
+            Show how far it is: by default on a terminal and in Jupyter; True anywhere; False or
+            None never. A function is called as ``progress(done, total, receipt)`` after each group.
         **settings
             The keyword arguments of `generate`.
 
@@ -237,20 +240,28 @@ class TerraMindAccessor(FeatureView):
         FileExistsError
             If the path exists and `resume` is False.
         ValueError
-            If the store there is of another request.
+            If the store there is of another request or of other pixels, or `path` is the URL of
+            another place.
+        BlockingIOError
+            If another process is writing there.
         """
         from terramind_cube import inference as room
-        from terramind_cube.store.ledger import stored_batch
+        from terramind_cube.display.progress import check_progress, following
+        from terramind_cube.store.ledger import completed, stored_batch
+        from terramind_cube.store.places import store_path
         from terramind_cube.store.writer import write_result
 
         if resume and settings.get("compute_batch") is None:
             settings["compute_batch"] = stored_batch(path)
+        target, show = store_path(path), check_progress(progress)
         result = self.generate(outputs, **settings)
-        return write_result(
-            result,
-            Path(path),
-            regions=room.generated_regions(result),
-            fingerprint=room.read_fingerprint(result),
-            resume=resume,
-            progress=progress,
-        )
+        regions = room.generated_regions(result)
+        with following(show, len(regions), len(completed(target)) if resume else 0) as report:
+            return write_result(
+                result,
+                target,
+                regions=regions,
+                fingerprint=room.read_fingerprint(result),
+                resume=resume,
+                progress=report,
+            )

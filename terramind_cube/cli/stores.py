@@ -11,6 +11,7 @@ import typer
 
 from terramind_cube.cli import options
 from terramind_cube.cli.terminal import make_console, print_rows, reporting, status
+from terramind_cube.store.places import store_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +69,7 @@ def generate(  # noqa: PLR0913  # the public surface
     """
     begin = time.perf_counter()
     area, tokenizers = options.parse_bbox(bbox), options.parse_tokenizers(tokenizer_weights)
+    out = store_path(out)
     if os.path.lexists(out) and not resume:
         raise FileExistsError(
             f"{out} exists already: pass --resume to go on with it, or choose another --out."

@@ -27,6 +27,7 @@ _INPUT_ERRORS = (
     IsADirectoryError,
     PermissionError,
     ConnectionError,
+    BlockingIOError,
 )
 
 P = ParamSpec("P")

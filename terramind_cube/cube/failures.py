@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["AssetError", "ReadFailures", "report_failure"]
+__all__ = ["AssetError", "ReadFailures", "listen", "report_failure"]
 
 _TOPIC = "terramind_cube-read-failures"
 _LOCK = threading.Lock()
-_LISTS: weakref.WeakValueDictionary[str, ReadFailures] = weakref.WeakValueDictionary()
+_LISTS: weakref.WeakValueDictionary[tuple[str, str], ReadFailures] = weakref.WeakValueDictionary()
+"""By what a task reports to, and by the list's own identity: equal cubes hear the same tasks."""
 
 
 class AssetError(OSError):
@@ -64,7 +65,8 @@ class ReadFailures(list[str]):
         super().__init__()
         self._places: set[str] = set()
         self.token = token or uuid.uuid4().hex
-        _LISTS[self.token] = self
+        self.topics = {self.token}
+        _LISTS[self.token, self.token] = self
 
     def add(self, place: str, reason: str) -> None:
         """Note once that a place could not be read, with the first reason."""
@@ -84,7 +86,7 @@ class ReadFailures(list[str]):
         except (ValueError, OSError, TimeoutError):  # no client, or one that is closing
             return
         for _, (token, place, reason) in events:
-            if token == self.token:
+            if token in self.topics:
                 self.add(place, reason)
 
     def __iter__(self) -> Iterator[str]:
@@ -114,12 +116,25 @@ class ReadFailures(list[str]):
         return list, (list(self),)
 
 
+def listen(token: str, topic: str) -> None:
+    """Let a list also hear the tasks that report to `topic`, as other lists may.
+
+    Tasks report to the name of what they compute and not to one list, since a name that differs
+    from run to run would hide that the pixels are the same.
+    """
+    failures = _LISTS.get((token, token))
+    if failures is not None:
+        failures.topics.add(topic)
+        _LISTS[topic, token] = failures
+
+
 def report_failure(token: str, error: AssetError) -> None:
     """Add a failure to a list, which may live in another process."""
     place = f"{error.item_id}, {error.asset}, {error.href}"
-    known = _LISTS.get(token)
-    if known is not None:
-        known.add(place, error.reason)
+    known = [failures for (topic, _), failures in list(_LISTS.items()) if topic == token]
+    for failures in known:
+        failures.add(place, error.reason)
+    if known:
         return
     from distributed import get_worker
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dask.array
@@ -13,7 +14,7 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from terramind_cube.cube.assets import Reading, fetch
-from terramind_cube.cube.failures import AssetError, report_failure
+from terramind_cube.cube.failures import AssetError, listen, report_failure
 from terramind_cube.cube.radiometry import is_invalid
 from terramind_cube.cube.reading import BandSource, DeclaredGrid
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["ItemSource", "Mosaic", "lazy_mosaic"]
 
 da: Any = dask.array  # only partly typed
+
+_SIGNATURE = re.compile(r"&(x-(amz|goog)-)?(sig|signature|\w*token)=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,9 @@ def lazy_mosaic(
         One chunk per time, band and chunk of the grid; a task for each.
     """
     name = f"{mosaic.name}-{_token(steps, places, grid, mosaic)}"
+    if mosaic.reading.failures:
+        listen(mosaic.reading.failures, name)
+        mosaic = replace(mosaic, reading=replace(mosaic.reading, failures=name))
     empty = _Layers(())
     graph: dict[Any, Any] = {}
     written: dict[int | None, int] = {}
@@ -216,21 +222,28 @@ def _token(
     grid: ChunkedGrid,
     mosaic: Mosaic,
 ) -> str:
-    """Return a name for the same pixels: equal inputs give equal names.
+    """Return a name for the same pixels, in any process: equal inputs give equal names.
 
-    Addresses are hashed as text: dask's own way would take longer than the rest of the graph.
+    Signatures of addresses, time-outs and attempts do not shape pixels, so that they have no part
+    in it. Addresses are hashed as text: dask's own way would take longer than the rest of the graph.
     """
     digest = hashlib.blake2b(digest_size=16)
     for step in steps:
         for source in step:
-            hrefs = "|".join(f"{band.href}#{band.index}" for band in source.bands)
+            hrefs = "|".join(f"{_unsigned(band.href)}#{band.index}" for band in source.bands)
             digest.update(
                 f"{source.item_id}|{hrefs}|{source.radiometry}{source.resampling}".encode()
             )
         digest.update(b"/")
     shared = (
         list(places), str(grid.geobox), grid.chunks, mosaic.name, mosaic.margin_px, mosaic.finish,
-        mosaic.reading,
+        mosaic.reading.on_error,
     )  # fmt: skip
     digest.update(tokenize(shared).encode())
     return digest.hexdigest()
+
+
+def _unsigned(href: str) -> str:
+    """Return an address without a query that is signed, which is another one each time."""
+    path, _, query = href.partition("?")
+    return path if _SIGNATURE.search(f"&{query}") else href

@@ -16,6 +16,7 @@ from terramind_cube.cube.layout import read_geobox
 from terramind_cube.display.figure import DPI, NODATA_GREY, Panel, lay_out
 from terramind_cube.display.report import name_crs
 from terramind_cube.modalities import LULC_CLASSES, MODALITIES
+from terramind_cube.store.ledger import UNFINISHED
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -142,6 +143,10 @@ def _compose(cube: xr.Dataset, result: xr.Dataset | None, time: int, note: str |
         # Of pixels that are coarser than the model's: a thinned cube is a fine picture.
         warnings.simplefilter("ignore", UserWarning)
         geobox = read_geobox(cube)
+    for unfinished in {row.attrs.get(UNFINISHED) for row in (cube, result) if row is not None}:
+        if unfinished:
+            note = unfinished if note is None else f"{note} {unfinished}"
+            warnings.warn(unfinished, UserWarning, stacklevel=4)
     date = _find_date(cube, time)
     layers = _select_layers(cube, result, time)
     step = math.ceil(max(geobox.shape) / _LONGEST_SIDE_PX)

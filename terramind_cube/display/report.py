@@ -9,6 +9,7 @@ import xarray as xr
 
 from terramind_cube.store.conventions import find_geobox
 from terramind_cube.store.ledger import noted_failures, read_receipts, read_run
+from terramind_cube.store.places import store_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,6 +103,7 @@ def describe_store(path: str | PathLike[str]) -> list[tuple[str, str]]:
     ValueError
         If it is not a store of this package.
     """
+    path = store_path(path)
     run, receipts = read_run(path), read_receipts(path)
     state = "complete" if run.status == "complete" else "unfinished, resume goes on"
     status = (

@@ -150,10 +150,14 @@ class TilePlan(ABC):
     def group_px(self) -> int:
         """Side of a tile group: whole chunks, enough of them that few tiles are run twice.
 
-        Many variables, as of a large ensemble, make it smaller, so that memory stays bounded.
+        Of chunks below 896 px it is the fewest that reach 896 px, so that progress and receipts come
+        early: of an area of 1344 px, groups of 896 px run 64 tiles of 224 px where one group runs
+        49. Many variables, as of a large ensemble, make it smaller, so that memory stays bounded.
         """
         chunk = self.cut.chunk_px
         count = max(1, GROUP_PX // chunk)
+        if chunk < CHUNK_PX:
+            count = min(count, -(-CHUNK_PX // chunk))
         per_px = self._bytes_per_px()
         while count > 1 and per_px * (count * chunk) ** 2 > GROUP_BYTES:
             count -= 1

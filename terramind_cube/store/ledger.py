@@ -13,14 +13,18 @@ import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from terramind_cube.store.places import store_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
 __all__ = [
     "LEDGER",
+    "PIXELS",
+    "UNFINISHED",
     "Receipt",
     "Run",
     "check_run",
@@ -38,6 +42,10 @@ __all__ = [
 ]
 
 LEDGER = "ledger"
+UNFINISHED = "terramind_unfinished"
+"""Attribute of a store whose chunks are not all written."""
+PIXELS = "pixels"
+"""Key of a fingerprint: what the pixels of each input are known by."""
 _FORMAT = "terramind_cube.ledger/1"
 _FAILURES = "read_failures.json"
 
@@ -141,7 +149,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     ValueError
         If it is not a store of this package.
     """
-    root = Path(path)
+    root = store_path(path)
     if not root.exists():
         raise FileNotFoundError(f"There is no store at {root}.")
     try:
@@ -161,30 +169,62 @@ def stored_batch(path: str | os.PathLike[str]) -> int | None:
 
     A trial may find another one today; with the store's own a resumed run gives the same bytes.
     """
-    if not Path(path).exists():
+    if not store_path(path).exists():
         return None
     batch: int | None = read_run(path).fingerprint.get("compute_batch")
     return batch
 
 
-def check_run(path: Path, fingerprint: Mapping[str, Any]) -> Run:
+def check_run(path: Path, fingerprint: Mapping[str, Any], *, same_pixels: bool = False) -> Run:
     """Return the run of the store at `path` if it has this fingerprint.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    fingerprint : mapping
+        Under "pixels" what the pixels of each input are known by.
+    same_pixels : bool, optional
+        Whether the caller vouches for the pixels, so that they are not compared.
 
     Raises
     ------
     ValueError
-        If it is no store of this package, or was written with other settings; the message lists
-        every key that differs, with both values.
+        If it is no store of this package, or was written with other settings or from other pixels;
+        the message lists every key that differs, with both values, shapes and places first.
     """
     run = read_run(path)
-    differences = list_differences(run.fingerprint, normalize_fingerprint(fingerprint))
-    if differences:
-        lines = "\n".join(f"  {line}" for line in differences)
+    stored, wanted = dict(run.fingerprint), normalize_fingerprint(fingerprint)
+    known, seen = stored.pop(PIXELS, {}), wanted.pop(PIXELS, {})
+    lines = list_differences(stored, wanted)
+    if not same_pixels:
+        told = [_tell_pixels(name, known, seen) for name in seen if known.get(name) != seen[name]]
+        advice = (
+            "\n  Where you know that they are the same, such as after other chunks: "
+            "resume='same-pixels'."
+        )
+        lines += [*told[:-1], told[-1] + advice] if told else []
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines)
         raise ValueError(
             f"The store at {path} was begun with other settings, so it cannot be resumed:\n"
-            f"{lines}\nRepeat the call with the store's settings, or choose another path."
+            f"{listed}\nRepeat the call with the store's settings, or choose another path."
         )
     return run
+
+
+def _tell_pixels(name: str, known: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+    if name not in known:
+        return f"the pixels of {name}: the store does not tell which ones it was made of"
+    for row in (seen[name], known[name]):
+        if "random" in row:
+            return (
+                f"the pixels of {name} cannot be compared: its dask array has a random name "
+                f"({row['random']}), as of from_array(..., name=False)"
+            )
+    return (
+        f"the pixels of {name} differ: other data, or computed in another way (the store has "
+        f"{known[name]['name']}, this run has {seen[name]['name']})"
+    )
 
 
 def list_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -193,9 +233,15 @@ def list_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> li
     absent = "nothing"
     return [
         f"{key}: the store has {left.get(key, absent)}, this run has {right.get(key, absent)}"
-        for key in sorted(left.keys() | right.keys())
+        for key in sorted(left.keys() | right.keys(), key=_rank)
         if left.get(key, absent) != right.get(key, absent)
     ]
+
+
+def _rank(key: str) -> tuple[bool, bool, str]:
+    """Order keys so that what people recognise comes first: the area, then what is no digest."""
+    is_digest = "sha256" in key or key.startswith("layout.coordinates")
+    return is_digest, not key.startswith("layout.grid"), key
 
 
 def write_receipt(
@@ -215,7 +261,7 @@ def write_receipt(
 
 def completed(path: str | os.PathLike[str]) -> set[str]:
     """Return the keys of the finished regions of the store at `path`."""
-    return {file.stem for file in (Path(path) / LEDGER / "receipts").glob("*.json")}
+    return {file.stem for file in (store_path(path) / LEDGER / "receipts").glob("*.json")}
 
 
 def note_failures(path: Path, failures: Sequence[str]) -> None:
@@ -227,7 +273,7 @@ def note_failures(path: Path, failures: Sequence[str]) -> None:
 
 def noted_failures(path: str | os.PathLike[str]) -> list[str]:
     """Return what could not be read for the store at `path`, in this and earlier runs."""
-    file = Path(path) / LEDGER / _FAILURES
+    file = store_path(path) / LEDGER / _FAILURES
     if not file.exists():
         return []
     return list(json.loads(file.read_text(encoding="utf-8"))["read_failures"])
@@ -237,7 +283,7 @@ def read_receipts(path: str | os.PathLike[str]) -> list[Receipt]:
     """Return the receipts of the store at `path`, in order of completion."""
     contents = [
         json.loads(file.read_text(encoding="utf-8"))
-        for file in (Path(path) / LEDGER / "receipts").glob("*.json")
+        for file in (store_path(path) / LEDGER / "receipts").glob("*.json")
     ]
     receipts = [
         Receipt(**{**row, "region": {dim: tuple(span) for dim, span in row["region"].items()}})

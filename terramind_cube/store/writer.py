@@ -19,8 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import dask.array as da
 import numpy as np
@@ -30,11 +29,13 @@ from dask.base import get_scheduler
 from dask.delayed import delayed
 
 from terramind_cube.store import conventions, ledger
+from terramind_cube.store.places import only_writer, store_path
 from terramind_cube.store.regions import RegionPlan, plan_regions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from concurrent.futures import Future
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -69,7 +70,7 @@ def write_result(
     *,
     regions: Sequence[Mapping[str, slice]],
     fingerprint: Mapping[str, Any],
-    resume: bool = False,
+    resume: bool | Literal["same-pixels"] = False,
     progress: Callable[[int, int, ledger.Receipt], object] | None = None,
 ) -> Path:
     """Compute a lazy result into a georeferenced Zarr 3 store, region by region.
@@ -92,8 +93,9 @@ def write_result(
         part is empty a region writes nothing.
     fingerprint : mapping
         JSON-able settings that decide the bytes (model, seed, ...); ``layout`` is added here.
-    resume : bool, optional
-        Continue a store of the same fingerprint, or begin anew where nothing exists.
+    resume : bool or "same-pixels", optional
+        Continue a store of the same fingerprint, or begin anew where nothing exists. With
+        "same-pixels" the caller vouches for the input's pixels, which are not compared.
     progress : callable, optional
         Called with (regions done, all regions, receipt) after each region.
 
@@ -108,11 +110,19 @@ def write_result(
         If `path` exists without `resume`, or its parent is missing, a file, or not writable.
     ValueError
         If regions do not fit the chunks, the grid is missing, or `path` holds another result.
+    BlockingIOError
+        If another process is writing there, see `terramind_cube.store.places.only_writer`.
     RegionError
         If a region fails.
+
+    Warns
+    -----
+    UserWarning
+        If pixels of an input have a random name, so that a later run cannot compare them.
     """
-    target = Path(path).absolute()
-    exists = _check_target(target, resume=resume)
+    target = store_path(path)
+    _check_choices(resume, progress)
+    exists = _check_target(target, resume=bool(resume))
     if "layout" in fingerprint:
         raise ValueError("fingerprint['layout'] is set by the store; use another key.")
     settings = ledger.normalize_fingerprint(fingerprint)
@@ -121,13 +131,35 @@ def write_result(
     plans = plan_regions(chunked, regions)
     prepared = conventions.prepare(chunked)
     settings["layout"] = _describe_layout(prepared, plans)
-    if exists:
-        ledger.check_run(target, settings)
-    else:
-        _create_template(prepared, target, settings, regions=len(plans))
     on_gpu = str(settings.get("compute_device")).startswith("cuda")
-    _write_regions(prepared, target, plans, progress, on_gpu=on_gpu)
+    with only_writer(target):
+        # Another run may have begun, and ended, since.
+        if exists or _check_target(target, resume=bool(resume)):
+            ledger.check_run(target, settings, same_pixels=resume == "same-pixels")
+        else:
+            _warn_of_random_names(settings.get(ledger.PIXELS, {}))
+            _create_template(prepared, target, settings, regions=len(plans))
+        _write_regions(prepared, target, plans, progress, on_gpu=on_gpu)
     return target
+
+
+def _check_choices(resume: object, progress: object) -> None:
+    if not isinstance(resume, bool) and resume != "same-pixels":
+        raise ValueError(f"resume={resume!r}: give True, False, or 'same-pixels'.")
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress={progress!r}: give a function of (done, total, receipt).")
+
+
+def _warn_of_random_names(pixels: Mapping[str, Any]) -> None:
+    for name, row in pixels.items():
+        if "random" in row:
+            warnings.warn(
+                f"{name} has a random dask name ({row['random']}), as of from_array(..., "
+                "name=False): resume=True will not know its pixels again in a new session. Leave "
+                "the name to dask, or resume with resume='same-pixels'.",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _check_target(target: Path, *, resume: bool) -> bool:
@@ -191,6 +223,10 @@ def _create_template(
         for name, array in prepared.data_vars.items()
     }
     template = xr.Dataset(empty, coords=prepared.coords, attrs=prepared.attrs)
+    template.attrs[ledger.UNFINISHED] = (
+        "This store is not finished: what is missing reads as nodata. Write it again with "
+        "resume=True; `terramind-cube info` tells how far it is."
+    )
     try:
         template.to_zarr(scratch, mode="w-", zarr_format=3, consolidated=False, compute=False)
         group = zarr.open_group(scratch, mode="r+", zarr_format=3)
@@ -213,7 +249,9 @@ def _consolidate(group: zarr.Group, root: Path) -> None:
         warnings.filterwarnings("ignore", message="Object at .* is not recognized")
         zarr.consolidate_metadata(group.store, zarr_format=3)
     legacy = json.dumps(conventions.legacy_metadata(group), indent=2, sort_keys=False)
-    (root / ".zmetadata").write_text(legacy + "\n", encoding="utf-8")
+    scratch = root / ".zmetadata.partial"
+    scratch.write_text(legacy + "\n", encoding="utf-8")
+    scratch.replace(root / ".zmetadata")
 
 
 def _write_regions(
@@ -261,10 +299,12 @@ def _write_regions(
         # A process killed inside a write leaves the temporary file of zarr or of the ledger.
         leftover.unlink(missing_ok=True)
     if ledger.read_run(target).status != "complete":
+        group = zarr.open_group(target, mode="r+", zarr_format=3)
+        attrs = {key: value for key, value in group.attrs.items() if key != ledger.UNFINISHED}
         if failures := ledger.noted_failures(target):
-            group = zarr.open_group(target, mode="r+", zarr_format=3)
-            group.attrs["read_failures"] = failures
-            _consolidate(group, target)
+            attrs["read_failures"] = failures
+        group.attrs.put(attrs)
+        _consolidate(group, target)
         ledger.finish_run(target)
 
 
