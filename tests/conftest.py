@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -12,21 +13,69 @@ os.environ.setdefault("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
-import torch
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared"
 sys.path.insert(0, str(HERE))
 
 import seeded
+from checkpoints import Checkpoints, folder_bytes
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+MOST_TEMPORARY_BYTES = 2 * 10**9
+_PEAK = [0]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    if HAS_TORCH:
+        import torch
+
+        if torch.cuda.is_available():
+            return
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+if not HAS_TORCH:
+    # The newest Python of `.ci/run` has none: what needs it is skipped, the rest of a module runs.
+
+    def _skip_without_torch():
+        try:
+            return (yield)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            pytest.skip("needs PyTorch")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(item: pytest.Item):
+        return (yield from _skip_without_torch())
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(item: pytest.Item):
+        return (yield from _skip_without_torch())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    if _TEMPORARY:
+        _PEAK[0] = max(_PEAK[0], folder_bytes(_TEMPORARY[0]))
+
+
+_TEMPORARY: list[Path] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _watched_folder(tmp_path_factory):
+    """Let the end of the run see how much the tests have kept in their temporary folder."""
+    _TEMPORARY[:] = [tmp_path_factory.getbasetemp()]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _PEAK[0] > MOST_TEMPORARY_BYTES:
+        print(f"\nThe tests kept {_PEAK[0] / 1e9:.1f} GB in temporary files: 2 GB is the limit.")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
@@ -37,17 +86,13 @@ def shapes() -> dict[str, dict[str, list[int]]]:
 
 @pytest.fixture(scope="session")
 def seeded_checkpoint(shapes, tmp_path_factory):
-    """Return a function that writes a checkpoint of the released layout, once per session."""
-    folder = tmp_path_factory.mktemp("checkpoints")
+    """Return a function that writes a checkpoint of the released layout.
 
-    def write(name: str, seed: int) -> Path:
-        path = folder / f"{name}_{seed}.pt"
-        if not path.exists():
-            tensors = seeded.fill_state_dict(shapes[name], seed)
-            torch.save({key: torch.from_numpy(value) for key, value in tensors.items()}, path)
-        return path
-
-    return write
+    The oldest ones go when the next would not fit beside them.
+    """
+    checkpoints = Checkpoints(shapes, tmp_path_factory.mktemp("checkpoints"), seeded)
+    yield checkpoints.write
+    checkpoints.remove_all()
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +107,8 @@ def terramesh() -> Path:
 @pytest.fixture(scope="module")
 def one_thread():
     """Run on one thread: more only wait for each other in so small networks."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,6 +118,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory):
     """Arguments of `generate` for a model of 64 px tiles."""
+    pytest.importorskip("torch")
     import small
 
     return small.write_weights(tmp_path_factory.mktemp("small"))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
+
+pytest.importorskip("torch")
 
 from terramind_cube.modalities import MODALITIES
 from terramind_cube.model.loading import fill_untrained

@@ -9,11 +9,12 @@ import sys
 import dask.array as da
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 from numpy.lib.stride_tricks import as_strided
 
 import terramind_cube.kernels as public
+
+torch = pytest.importorskip("torch")
 
 ONE = {"mean": [1.0], "std": [1.0]}
 TENSOR = torch.ones(1, 4, 4)

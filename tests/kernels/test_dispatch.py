@@ -10,11 +10,12 @@ import types
 
 import numpy as np
 import pytest
-import torch
 
 import terramind_cube.kernels as public
 from terramind_cube.kernels import pixels, reference
 from terramind_cube.kernels.rules import Restoration, Standardization
+
+torch = pytest.importorskip("torch")
 
 LEVELS = (8, 8, 8, 6, 5)
 CUDA = "terramind_cube.kernels.cuda"

@@ -9,6 +9,8 @@ import pytest
 from terramind_cube.kernels import cpu, reference, scalars
 from terramind_cube.kernels.rules import Standardization
 
+torch = pytest.importorskip("torch")
+
 MANY = 400_000
 
 

@@ -10,7 +10,6 @@ from types import ModuleType
 
 import dask
 import pytest
-import torch
 import xarray as xr
 from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker, get_worker
 from small import make_cube, tokenizers
@@ -23,6 +22,8 @@ from terramind_cube.inference.mapping import generated_regions, read_fingerprint
 from terramind_cube.store import completed, conventions, write_result, writer
 from terramind_cube.store.regions import plan_regions
 from terramind_cube.store.writer import RegionError
+
+torch = pytest.importorskip("torch")
 
 QUIET = {"dashboard_address": ":0", "silence_logs": False}
 REGIONS = 8  # two dates of 2 x 2 groups
