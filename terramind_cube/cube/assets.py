@@ -13,7 +13,7 @@ import requests
 
 from terramind_cube.cube.failures import AssetError
 from terramind_cube.cube.reading import BandSource, ContradictionError, read_pixels
-from terramind_cube.stac.access import find_access, without_secrets
+from terramind_cube.stac.access import find_access, hide_secrets_in_logs, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -179,6 +179,7 @@ def _attempt(
         failures = _FAILURES.get(signed, 0)
     path, further = _path(signed, failures)
     options = options | reading.options.environment() | further
+    hide_secrets_in_logs()
     with rasterio.Env(**options):
         try:
             return _open(path, action)

@@ -7,6 +7,7 @@ looked up where a file is read.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -22,7 +23,15 @@ from urllib.parse import urlsplit
 
 import requests
 
-__all__ = ["ACCESS", "Access", "BlobSigner", "Signer", "find_access", "without_secrets"]
+__all__ = [
+    "ACCESS",
+    "Access",
+    "BlobSigner",
+    "Signer",
+    "find_access",
+    "hide_secrets_in_logs",
+    "without_secrets",
+]
 
 Signer = Callable[[str], str]
 """Turns an address into one that may be read now."""
@@ -225,7 +234,45 @@ def find_access(href: str) -> Access:
     return next(row for row in ACCESS if re.match(row.pattern, href))
 
 
+_SECRETS = (
+    (r"\?[\w.~-]+=[^\s'\",]*", "?…"),
+    (r"(?i)\b(sig|signature|x-amz-[a-z-]+|awsaccesskeyid|(?:access_)?token|api_?key)=[^\s&'\",]+",
+     r"\1=…"),
+    (r"(?i)\b(bearer|basic) [\w.~+/=-]+", r"\1 …"),
+    (r"(?i)(ocp-apim-subscription-key['\"]?: *['\"]?)[^\s'\",]+", r"\1…"),
+    (r"://[^\s/@:'\"]+:[^\s/@'\"]+@", "://…@"),
+)  # fmt: skip
+
+
 def without_secrets(text: Any) -> str:
-    """Return a message without the signatures and tokens of the addresses in it."""
-    text = re.sub(r"\?[\w.~-]+=[^\s'\",]*", "?…", str(text))
-    return re.sub(r"Bearer \S+", "Bearer …", text)
+    """Return a message without the signatures, tokens and passwords of the addresses in it."""
+    text = str(text)
+    for pattern, replacement in _SECRETS:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+class _SecretFilter(logging.Filter):
+    """Takes secrets out of what libraries log: GDAL's messages hold the address that was read."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if (told := without_secrets(message)) != message:
+            record.msg, record.args = told, ()
+        return True
+
+
+_FILTER = _SecretFilter()
+
+
+def hide_secrets_in_logs() -> None:
+    """Take secrets out of the logs of rasterio and urllib3, in this process.
+
+    A filter counts for its own logger only, so that each of a library's loggers gets it.
+    """
+    for name in [*_LOGGERS, *logging.root.manager.loggerDict]:
+        if name.partition(".")[0] in ("rasterio", "urllib3", "fiona"):
+            logging.getLogger(name).addFilter(_FILTER)
+
+
+_LOGGERS = ("rasterio", "rasterio._env", "rasterio._err", "urllib3.connectionpool")
