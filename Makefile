@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench ptx clean
+.PHONY: demo test test-newest newest-part lint bench ptx clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.with-core
@@ -10,6 +10,14 @@ demo: .venv/.with-core
 
 test: .venv/.with-test,notebooks
 	$(BIN)/python -m pytest tests --durations=15
+
+# The newest Python here and the newest releases of everything; torch for it is several gigabytes.
+test-newest:
+	.ci/newest all
+
+# What needs no torch.
+newest-part:
+	.ci/newest part
 
 lint: .venv/.with-dev,notebooks
 	$(BIN)/ruff check .
@@ -25,7 +33,7 @@ ptx: .venv-ptx/.ready
 	.venv-ptx/bin/python -m pytest --noconftest -o filterwarnings=error tests/kernels/test_cuda_ptx.py
 
 clean:
-	rm -rf .venv .venv-ptx demo
+	rm -rf .venv .venv-ptx .venv-newest .venv-newest-part demo
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "terramind_cube needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
