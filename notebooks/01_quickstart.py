@@ -112,7 +112,6 @@ cube.terramind.plot(land_cover, time=1)
 #     ["LULC"],
 #     model="terramind_v1_base",
 #     weights="pretrained",
-#     tokenizer_weights={"LULC": "pretrained"},
 # )
 # ```
 #

@@ -13,7 +13,7 @@ from terramind_cube.modalities import MODALITIES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from terramind_cube.inference.settings import TokenizerWeights
+    from terramind_cube.inference.settings import TokenizerWeights as TokenizersChoice
 
 __all__ = [
     "AreaCommand",
@@ -198,10 +198,10 @@ def parse_orbit(text: str | None) -> str | int | None:
     return int(text) if text is not None and text.isdecimal() else text
 
 
-def parse_tokenizers(texts: Sequence[str] | None) -> TokenizerWeights | None:
+def parse_tokenizers(texts: Sequence[str] | None) -> TokenizersChoice | None:
     """Read ``M=PATH`` pairs, or one word for all tokenizers."""
     if texts and len(texts) == 1 and texts[0] in ("pretrained", "untrained"):
-        return cast("TokenizerWeights", texts[0])
+        return cast("TokenizersChoice", texts[0])
     found = {}
     for text in texts or ():
         name, equals, path = text.partition("=")

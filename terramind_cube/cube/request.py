@@ -40,6 +40,7 @@ __all__ = [
 DEFAULT_CHUNKS_PX: Mapping[str, int] = {"y": 896, "x": 896}
 
 _MOST_YEARS_APART = 30
+_FIRST_YEAR, _LAST_YEAR = 1900, 2200
 _SAME_PASS = timedelta(hours=12)
 _FOR_CLASSES = ("nearest", "mode")
 _DERIVED_BANDS: Mapping[str, tuple[str, ...]] = {
@@ -110,8 +111,8 @@ class CubeRequest:
                 f"radar_unit is one of {', '.join(map(repr, RADAR_UNITS))}, got "
                 f"{self.radar_unit!r}."
             )
-        year = self.lulc_year
-        is_year = isinstance(year, Integral) and not isinstance(year, bool) and 1900 < year < 2200
+        year: Any = self.lulc_year
+        is_year = type(year) is int and _FIRST_YEAR <= year <= _LAST_YEAR
         if year is not None and year != "nearest" and not is_year:
             raise ValueError(f"lulc_year is a year such as 2023, or 'nearest', got {year!r}.")
         names = [modality.name for modality in self.asked]

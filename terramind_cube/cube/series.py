@@ -90,8 +90,9 @@ def find_series(
     """
     first, *others = request.read
     axis = steps_of(first, leading, grid)
+    area = shape(request.area or geographic_extent(grid))
     if first.temporal == "static" and request.area is not None:
-        tell_gaps(first, axis, grid)
+        tell_gaps(first, axis, area)
     times = [step.time for step in axis]
     series = [Series(first, tuple(axis), tuple(range(len(axis))), leads=True)]
     for modality in others:
@@ -99,7 +100,7 @@ def find_series(
         found = request.find(modality, extent, request.window(modality, times))
         steps = steps_of(modality, found, grid)
         if modality.temporal == "static":
-            tell_gaps(modality, steps, grid)
+            tell_gaps(modality, steps, area, beside=axis)
         places = pair_steps(request, modality, times, steps)
         used = sorted({place for place in places if place is not None})
         kept = tuple(None if place is None else used.index(place) for place in places)
@@ -108,10 +109,19 @@ def find_series(
     return times, series
 
 
-def tell_gaps(modality: Modality, steps: Sequence[TimeStep], grid: GeoBox) -> None:
-    """Warn where the items of a static layer leave a part of a grid empty."""
-    share = _coverage(steps[0], shape(geographic_extent(grid)))
-    if share < _WHOLE:
+def tell_gaps(
+    modality: Modality,
+    steps: Sequence[TimeStep],
+    area: Any,
+    beside: Sequence[TimeStep] = (),
+) -> None:
+    """Warn where the items of a static layer leave a part of an area empty.
+
+    Of the extent of some scenes, whose rim they leave empty, what they cover counts.
+    """
+    seen = max((_coverage(step, area) for step in beside), default=1.0)
+    share = _coverage(steps[0], area)
+    if share < _WHOLE * seen:
         warnings.warn(
             f"{modality.name} covers {share:.0%} of the area: no item lies over the rest, which is "
             "nodata.",

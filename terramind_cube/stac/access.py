@@ -244,9 +244,9 @@ _SECRETS = (
 )  # fmt: skip
 
 
-def without_secrets(text: Any) -> str:
+def without_secrets(message: Any) -> str:
     """Return a message without the signatures, tokens and passwords of the addresses in it."""
-    text = str(text)
+    text = str(message)
     for pattern, replacement in _SECRETS:
         text = re.sub(pattern, replacement, text)
     return text

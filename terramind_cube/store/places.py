@@ -41,7 +41,7 @@ def store_path(path: str | os.PathLike[str]) -> Path:
         raise ValueError(  # noqa: TRY004  # bad input, as of any other kind
             f"The store {path!r} is no path: give a local folder, such as 'map.zarr'."
         )
-    text = os.fspath(path)
+    text: Any = os.fspath(path)
     if not isinstance(text, str) or not text:
         raise ValueError(f"The store {text!r} is no path: give a local folder, such as 'map.zarr'.")
     if text.lower().endswith(_RASTER_NAMES):
