@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from shapely.geometry import box, mapping, shape
@@ -83,12 +83,14 @@ def test_grid_around_a_pole_is_a_cap(epsg, pole):
     width=st.floats(0.001, 0.3),
     height=st.floats(0.001, 0.3),
 )
+@example(longitude=0.13, latitude=82.0, width=0.001, height=0.13)
 def test_grid_lies_on_the_lattice_and_covers_its_area(longitude, latitude, width, height):
     bbox = (longitude, latitude, min(longitude + width, 180), latitude + height)
     grid = grid_of(bbox)
     assert grid.affine.c % 160 == grid.affine.f % 160 == 0
     assert grid.shape.y % 16 == grid.shape.x % 16 == 0
-    assert shape(geographic_extent(grid)).buffer(1e-6).contains(box(*bbox))
+    # The lattice may miss an edge by 0.01 px: 0.1 m are 8e-6 degrees of longitude at 83 N.
+    assert shape(geographic_extent(grid)).buffer(1e-5).contains(box(*bbox))
 
 
 @settings(max_examples=40, deadline=None)
