@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["can_pack", "pack"]
+__all__ = ["can_pack", "can_pack_bfloat16", "pack"]
 
 # The layout is chosen for two tiles of 196 tokens and serves any number: one layout for all runs, so
 # that a process gives the same bytes whatever it ran before.
@@ -39,6 +39,12 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in _OPERATORS
     )
+
+
+def can_pack_bfloat16() -> bool:
+    """Whether this processor has them in bfloat16, too: oneDNN asks for AVX-512 or its like."""
+    has_it = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return can_pack() and has_it is not None and bool(has_it())
 
 
 class _PackedLinear(nn.Module):
@@ -112,10 +118,10 @@ def pack(network: nn.Module, relieve: Callable[[], object] = lambda: None) -> No
 
 
 def _is_packable(name: str, layer: nn.Module) -> bool:
+    if not isinstance(layer, Linear | nn.Conv2d):
+        return False
+    if layer.weight.dtype == torch.bfloat16 and not can_pack_bfloat16():
+        return False
     if isinstance(layer, Linear):
         return layer.weight.device.type == "cpu" and name != "to_logits"
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.weight.device.type == "cpu"
-        and layer.weight.dtype == torch.bfloat16
-    )
+    return layer.weight.device.type == "cpu" and layer.weight.dtype == torch.bfloat16
