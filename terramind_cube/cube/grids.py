@@ -140,13 +140,13 @@ def describe_pixel_size(geobox: GeoBox) -> str:
     low, high = RESOLUTION_RANGE_M
     if low <= size_m <= high:
         return ""
-    named = crs_of(geobox).epsg or "its CRS"
-    is_other = not math.isclose(size_m, geobox.affine.a, rel_tol=0.02)
-    stretched = f" ({geobox.affine.a:g} in {f'EPSG:{named}' if is_other else named})"
+    text = f"The resolution is {size_m:.3g} m on the ground"
+    if not math.isclose(size_m, geobox.affine.a, rel_tol=0.02):
+        epsg = crs_of(geobox).epsg
+        text += f" ({geobox.affine.a:g} in {f'EPSG:{epsg}' if epsg else 'its CRS'})"
     return (
-        f"The resolution is {size_m:.3g} m on the ground{stretched if is_other else ''}; TerraMind "
-        f"was trained at {RESOLUTION_M:g} m, so results are of unknown quality. The UTM zone of the "
-        "area has pixels of true size."
+        f"{text}; TerraMind was trained at {RESOLUTION_M:g} m, so results are of unknown quality. "
+        "The UTM zone of the area has pixels of true size."
     )
 
 

@@ -81,7 +81,7 @@ class Headers:
         if classes and found.scene_classes is not None:
             places = (found.scene_classes,)
         declared = tuple(_declared(found, place) for place in places)
-        footprint, outline = self._footprint(found, places)
+        footprint, outline = self._footprint(found, places, declared)
         return ItemSource(
             found.item.id, places, radiometry, resampling, declared, footprint, outline
         )
@@ -94,10 +94,11 @@ class Headers:
         AssetError
             If the file cannot be read, or is not where its item says.
         """
-        finest, place = self._finest(found, found.bands)
+        declared = tuple(_declared(found, place) for place in found.bands)
+        finest, place, grid = self._finest(found, found.bands, declared)
         if finest is None and found.item.geometry is not None:
             return found.item.geometry
-        if finest is not None and self._is_trusted(found, place):
+        if finest is not None and self._is_trusted(found, place, grid):
             return finest
         where = self._open(found, place) or found.item.geometry or finest
         if where is None:
@@ -119,7 +120,8 @@ class Headers:
         """
         if not is_remote(place.href):
             return self._local(found, place)
-        if (declared := _declared(found, place)) is not None and self._is_trusted(found, place):
+        declared = _declared(found, place)
+        if declared is not None and self._is_trusted(found, place, declared):
             return self._geobox(declared)
         return self._open(found, place)
 
@@ -146,13 +148,16 @@ class Headers:
         return self._opened[place.href]
 
     def _footprint(
-        self, found: ItemBands, places: tuple[BandLocation, ...]
+        self,
+        found: ItemBands,
+        places: tuple[BandLocation, ...],
+        declared: tuple[DeclaredGrid | None, ...],
     ) -> tuple[GeoBox | dict[str, Any] | None, dict[str, Any] | None]:
         """Return the grid of an item's finest band, else its geometry; and what lies beyond it.
 
         Where both are told and differ, one is wrong: the file is asked wherever either of them lies.
         """
-        finest, place = self._finest(found, places)
+        finest, place, grid = self._finest(found, places, declared)
         geometry = found.item.geometry
         if finest is None:
             return geometry, None
@@ -161,46 +166,48 @@ class Headers:
         where = self._where(found.item)
         if where is None:
             return None, None
-        fit = self._fit(found, place)
+        fit = self._fit(found.item, grid)
         if fit.is_same:
             return finest, None
         outline = dict(mapping(where))
         return (outline, outline) if fit is NOWHERE else (finest, outline)
 
     def _finest(
-        self, found: ItemBands, places: tuple[BandLocation, ...]
-    ) -> tuple[GeoBox | None, BandLocation]:
-        """Return the finest grid that is known of some bands, and whose it is."""
+        self,
+        found: ItemBands,
+        places: tuple[BandLocation, ...],
+        declared: tuple[DeclaredGrid | None, ...],
+    ) -> tuple[GeoBox | None, BandLocation, DeclaredGrid | None]:
+        """Return the finest grid that is known of some bands, whose it is, and what it declares."""
         # Coarser bands may reach beyond it: 60 m pixels rarely fit an area.
-        best, owner = None, places[0]
-        for place in places:
-            grid: GeoBox | None
+        best, owner, told = None, places[0], declared[0]
+        for place, own in zip(places, declared, strict=True):
+            grid = None if own is None else self._geobox(own)
             if not is_remote(place.href):
                 grid = self._local(found, place)
-            else:
-                declared = _declared(found, place)
-                grid = None if declared is None else self._geobox(declared)
             if grid is None:
                 continue
             if best is None or abs(grid.resolution.x) < abs(best.resolution.x):
-                best, owner = grid, place
-        return best, owner
+                best, owner, told = grid, place, own
+        return best, owner, told
 
-    def _is_trusted(self, found: ItemBands, place: BandLocation) -> bool:
+    def _is_trusted(
+        self, found: ItemBands, place: BandLocation, declared: DeclaredGrid | None
+    ) -> bool:
         """Whether the grid of a band is known without its file: geometry and pixel size fit."""
         if not is_remote(place.href):
             return True
-        fit, declared = self._fit(found, place), _declared(found, place)
+        fit = self._fit(found.item, declared)
         if declared is None or not fit.is_near:
             return False
         return fit.is_filled or tells_pixel_size(found, place, self._geobox(declared))
 
-    def _fit(self, found: ItemBands, place: BandLocation) -> Fit:
+    def _fit(self, item: pystac.Item, declared: DeclaredGrid | None) -> Fit:
         """Compare a declared grid to the geometry of its item."""
-        declared, where = _declared(found, place), self._where(found.item)
+        where = self._where(item)
         if declared is None or where is None:
             return NOWHERE
-        key = (id(found.item), declared)
+        key = (id(item), declared)
         if key not in self._fits:
             self._fits[key] = fit_of(self._geobox(declared), where)
         return self._fits[key]

@@ -101,8 +101,9 @@ def load_cube(  # noqa: PLR0913
         any providers, which are never changed.
     bbox, intersects : optional
         Area as (west, south, east, north) in degrees, or as GeoJSON, whose bounding box is loaded;
-        without either, the extent of the items, which must then share a zone. The grid grows outwards to whole cells of 16 pixels
-        that are counted from the origin of the CRS, so that overlapping areas share their pixels.
+        without either, the extent of the items, which must then share a zone. The grid grows
+        outwards to whole cells of 16 pixels that are counted from the origin of the CRS, so that
+        overlapping areas share their pixels.
     datetime : str, datetime, date, numpy.datetime64 or pair, optional
         STAC datetime query of the scenes, in UTC. Static layers are found at any time, radar scenes
         within `pair_within` of the optical ones, annual maps by year.
@@ -174,9 +175,8 @@ def load_cube(  # noqa: PLR0913
 
         Along ``time`` (UTC, of the first item of a solar day): ``X_items`` (ids), ``S2L2A_offset``
         (int16, DN that reading added; of a mixed date the newest item's), ``S2L2A_baseline``
-        (processing baseline, NaN where unknown), ``S2L2A_offset_left`` (DN that are still in, where it
-        was kept or added), ``clear_fraction`` (lazy, of the whole
-        area), and of paired radar ``S1RTC_time`` (NaT without one) and ``S1RTC_relative_orbit``.
+        (processing baseline, NaN where unknown), ``S2L2A_offset_left`` (DN that are still in, where
+        it was kept or added), ``clear_fraction`` (lazy, of the whole area), and of paired radar ``S1RTC_time`` (NaT without one) and ``S1RTC_relative_orbit``.
 
     Raises
     ------

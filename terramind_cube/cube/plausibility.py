@@ -15,6 +15,7 @@ import numpy as np
 
 from terramind_cube.cube.layers import Layer, find_layers, noted_values
 from terramind_cube.modalities import IMPOSSIBLE_DN, LOWEST_DN, LULC_CLASSES, MODALITIES
+from terramind_cube.stac.calibration import FIRST_BASELINE_WITH_OFFSET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,6 @@ _CLAMPED_SHARE = 0.3
 _VISIBLE = ("B02", "B03", "B04")
 _NEGATIVE_SHARE = 0.2
 _MANY_IMPOSSIBLE = 0.01
-_FIRST_BASELINE_WITH_OFFSET = 4.0
 _BACKSCATTER_DB = (-40.0, 10.0)
 _BRIGHTEST, _BRIGHTEST_PERCENT = 2.0, 130.0  # of reflectance, with room for glint
 _ENOUGH_PX = 1000
@@ -162,7 +162,7 @@ def list_scenes(layer: Layer) -> list[Scene]:
     if "time" in coords and coords["time"].dtype.kind == "M":
         days = np.atleast_1d(noted_values(coords["time"])).astype("datetime64[D]")
         dates = days.astype(str).tolist()
-    is_old = known("baseline", np.nan) < _FIRST_BASELINE_WITH_OFFSET
+    is_old = known("baseline", np.nan) < FIRST_BASELINE_WITH_OFFSET
     is_noted = (known("offset", 0) != 0) | (known("offset_left", 0) != 0)
     names = layer.modality.bands
     bands = [names[band] for band in layer.bands or range(len(names))]

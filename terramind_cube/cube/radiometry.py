@@ -16,17 +16,28 @@ if TYPE_CHECKING:
     from terramind_cube.stac.bands import ItemBands
     from terramind_cube.stac.legends import Legend
 
-__all__ = ["S2_OFFSETS", "ContradictionError", "Radiometry", "decode", "encode", "is_impossible", "is_invalid", "ndvi",
-           "rgb"]  # fmt: skip
+__all__ = [
+    "LOWEST_DB",
+    "S2_OFFSETS",
+    "ContradictionError",
+    "Radiometry",
+    "decode",
+    "encode",
+    "is_impossible",
+    "is_invalid",
+    "ndvi",
+    "rgb",
+]
 
 S2_OFFSETS = ("remove", "keep", "add")
 """What may be asked for Sentinel-2's offset of 1000 DN: taken off, left as delivered, put on."""
 
+LOWEST_DB = -100.0
+"""No dB is as low: what is below is a fill value that nobody declares, such as -9999."""
+
 _ADDED_DN = 1000
 _BACKSCATTER = ("power", "amplitude", "decibel")
 _NO_CLASS = 255
-# No dB is as low: what is below is a fill value that nobody declares, such as -9999.
-_LOWEST_DB = -100.0
 # The shore of the Dead Sea is at -440 m, Mount Everest at 8849 m (2020 survey of Nepal and China).
 # What is beyond is a fill value that nobody declares: -32768, -32767, -9999.
 _LOWEST_M, _HIGHEST_M = -500.0, 8849.0
@@ -160,7 +171,7 @@ def decode(
         if radiometry.kind == "plain":  # elevation
             invalid |= (pixels < _LOWEST_M) | (pixels > _HIGHEST_M)
         if radiometry.kind == "decibel":
-            invalid |= pixels <= _LOWEST_DB
+            invalid |= pixels <= LOWEST_DB
             _check_decibels(pixels, invalid, is_guess=radiometry.is_guess)
         if radiometry.kind == "decibel" and interpolated:
             pixels = np.power(np.float32(10), pixels / np.float32(10))
@@ -186,7 +197,7 @@ def decode(
 
 def _check_positive(pixels: NDArray[np.float32], invalid: NDArray[np.bool_]) -> None:
     """Refuse power that is mostly below zero: it is decibels."""
-    below = np.count_nonzero((pixels < 0) & (pixels > _LOWEST_DB) & ~invalid)
+    below = np.count_nonzero((pixels < 0) & (pixels > LOWEST_DB) & ~invalid)
     above = np.count_nonzero((pixels > 0) & ~invalid)
     if below > above and below > _ENOUGH_PX:
         raise ContradictionError(

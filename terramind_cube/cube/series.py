@@ -90,13 +90,13 @@ def find_series(
     """
     first, *others = request.read
     axis = steps_of(first, leading, grid)
-    area = shape(request.area or geographic_extent(grid))
+    extent = geographic_extent(grid)
+    area = shape(request.area or extent)
     if first.temporal == "static" and request.area is not None:
         tell_gaps(first, axis, area)
     times = [step.time for step in axis]
     series = [Series(first, tuple(axis), tuple(range(len(axis))), leads=True)]
     for modality in others:
-        extent = geographic_extent(grid)
         found = request.find(modality, extent, request.window(modality, times))
         steps = steps_of(modality, found, grid)
         if modality.temporal == "static":
@@ -119,9 +119,10 @@ def tell_gaps(
 
     Of the extent of some scenes, whose rim they leave empty, what they cover counts.
     """
-    seen = max((_coverage(step, area) for step in beside), default=1.0)
     share = _coverage(steps[0], area)
-    if share < _WHOLE * seen:
+    if share >= _WHOLE:
+        return
+    if share < _WHOLE * max((_coverage(step, area) for step in beside), default=1.0):
         warnings.warn(
             f"{modality.name} covers {share:.0%} of the area: no item lies over the rest, which is "
             "nodata.",

@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from terramind_cube.cube.assets import Reading, is_remote, with_dataset
 from terramind_cube.cube.failures import AssetError
-from terramind_cube.cube.radiometry import Radiometry
+from terramind_cube.cube.radiometry import LOWEST_DB, Radiometry
 from terramind_cube.cube.reading import BandSource
 from terramind_cube.stac.backscatter import RADAR_UNITS
 from terramind_cube.stac.calibration import offset_in_dn, processing_baseline
@@ -39,8 +39,8 @@ _FEW_FILES = 3
 _SAMPLE_PX = 256
 _SMALL_FILE_PX = 2048**2
 _ENOUGH_PX = 64
-# No dB is as low, and no backscatter as high: what lies beyond are fill values and raw numbers.
-_LOWEST_DB, _LARGEST_POWER = -100.0, 10.0
+# No backscatter is as high: what lies beyond are raw numbers.
+_LARGEST_POWER = 10.0
 # Power is never negative (noise that was taken off leaves a few), dB of land mostly.
 _POWER_SHARE, _DECIBEL_SHARE = 0.01, 0.5
 
@@ -256,7 +256,7 @@ def _backscatter(
     if source.nodata is not None:
         values = values[values != source.nodata]
     values = values * scale + offset
-    return np.asarray(values[np.isfinite(values) & (values > _LOWEST_DB) & (values != 0)])
+    return np.asarray(values[np.isfinite(values) & (values > LOWEST_DB) & (values != 0)])
 
 
 def _places(dataset: rasterio.DatasetReader, index: int) -> list[tuple[Window, tuple[int, int]]]:

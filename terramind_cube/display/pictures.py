@@ -270,15 +270,14 @@ def _find_date(cube: xr.Dataset, time: int) -> str | None:
         raise ValueError(f"time={time}: the cube has {count} dates, 0 to {count - 1}.")
     if "time" not in cube.coords or cube["time"].dtype.kind != "M":
         return None
-    dates = np.atleast_1d(cube["time"].dt.strftime("%d %B %Y").values)
-    return str(dates[time if "time" in cube.dims else 0])
+    return str(_at_time(cube["time"], time).dt.strftime("%d %B %Y").item())
 
 
 def _find_moment(cube: xr.Dataset, result: xr.Dataset, time: int) -> int:
     """Return the position in the result of the cube's date."""
     if "time" not in cube.coords or "time" not in result.coords:
         return time
-    wanted = np.atleast_1d(cube["time"].values)[time if "time" in cube.dims else 0]
+    wanted = _at_time(cube["time"], time).values
     found = np.flatnonzero(np.atleast_1d(result["time"].values) == wanted)
     if not len(found):
         raise ValueError(f"The result holds nothing of {str(wanted)[:10]}, the cube's date {time}.")

@@ -118,10 +118,8 @@ def pack(network: nn.Module, relieve: Callable[[], object] = lambda: None) -> No
 
 
 def _is_packable(name: str, layer: nn.Module) -> bool:
-    if not isinstance(layer, Linear | nn.Conv2d):
+    if not isinstance(layer, Linear | nn.Conv2d) or layer.weight.device.type != "cpu":
         return False
-    if layer.weight.dtype == torch.bfloat16 and not can_pack_bfloat16():
-        return False
-    if isinstance(layer, Linear):
-        return layer.weight.device.type == "cpu" and name != "to_logits"
-    return layer.weight.device.type == "cpu" and layer.weight.dtype == torch.bfloat16
+    if layer.weight.dtype == torch.bfloat16:
+        return name != "to_logits" and can_pack_bfloat16()
+    return isinstance(layer, Linear) and name != "to_logits"

@@ -7,6 +7,7 @@ looked up where a file is read.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -270,6 +271,12 @@ def hide_secrets_in_logs() -> None:
 
     A filter counts for its own logger only, so that each of a library's loggers gets it.
     """
+    _filter_loggers(len(logging.root.manager.loggerDict))
+
+
+@functools.lru_cache(maxsize=1)
+def _filter_loggers(known: int) -> None:
+    """Filter the loggers that there are, of which `known` is the number: once until there are more."""
     for name in [*_LOGGERS, *logging.root.manager.loggerDict]:
         if name.partition(".")[0] in ("rasterio", "urllib3", "fiona"):
             logging.getLogger(name).addFilter(_FILTER)

@@ -69,20 +69,18 @@ def newest_processing(sources: Iterable[ItemBands]) -> list[ItemBands]:
     both kept: each holds pixels that the other lacks.
     """
     sources = list(sources)
-    rivals: dict[tuple[str, str], list[ItemBands]] = {}
+    rivals: dict[tuple[str, str], list[tuple[str, ItemBands]]] = {}
     kept = []
     for source in sources:
         shown = _shown(source)
         if shown is None:
             kept.append(source)
         else:
-            rivals.setdefault((shown.tile, shown.datatake), []).append(source)
+            strip = (shown.datastrip, source)
+            rivals.setdefault((shown.tile, shown.datatake), []).append(strip)
     for group in rivals.values():
-        strips: dict[str, ItemBands] = {}
-        for source in sorted(group, key=processing_age):
-            shown = _shown(source)
-            strips["" if shown is None else shown.datastrip] = source
-        newest = max(group, key=processing_age)
+        ordered = sorted(group, key=lambda pair: processing_age(pair[1]))
+        strips, newest = dict(ordered), ordered[-1][1]
         # Whatever does not tell its datastrip may be any: it stands against all of them.
         kept += [s for strip, s in strips.items() if s is newest or (strip and "" not in strips)]
     identities = {id(source) for source in kept}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pystac
 
 __all__ = [
+    "FIRST_BASELINE_WITH_OFFSET",
     "OpticalOffset",
     "declared_nodata",
     "linear_scale",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 OFFSET_DN = -1000
-_FIRST_BASELINE_WITH_OFFSET = 4.0
+FIRST_BASELINE_WITH_OFFSET = 4.0
 _APPLIED_FLAGS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 _BASELINE_FIELDS = (
     "s2:processing_baseline",
@@ -100,7 +101,7 @@ def optical_offset(item: pystac.Item, places: Iterable[tuple[str, int]]) -> Opti
         offset = told.pop()
         return OpticalOffset(offset, "fields", (offset,))
     baseline = processing_baseline(item)
-    offset = 0 if baseline is None or baseline < _FIRST_BASELINE_WITH_OFFSET else OFFSET_DN
+    offset = 0 if baseline is None or baseline < FIRST_BASELINE_WITH_OFFSET else OFFSET_DN
     return OpticalOffset(offset, "" if baseline is None else "baseline", (offset,))
 
 

@@ -262,11 +262,11 @@ def _write_regions(
     *,
     on_gpu: bool,
 ) -> None:
+    from terramind_cube.inference.mapping import group_remarks
+
     finished = ledger.completed(target)
     missing = [plan for plan in plans if plan.key not in finished]
     done = len(plans) - len(missing)
-    from terramind_cube.inference.mapping import group_remarks
-
     within = group_remarks(prepared)
     tasks = ((plan, _build_task(prepared, target, plan, within)) for plan in missing)
     client = _find_client()
